@@ -1,0 +1,35 @@
+# make quickstart | test | test-slow | check | schema; each makes the virtual environment it needs.
+PYTHON ?= python3
+VENV := .venv
+PLUGINS := $(wildcard plugins/*)
+BIN := $(VENV)/bin
+# nothing in the tests or the quickstart needs the network
+export HF_HUB_OFFLINE = 1
+
+.PHONY: quickstart test test-slow check schema clean
+
+# made anew when the pins or a distribution's metadata change
+$(VENV)/.made: constraints.txt core/pyproject.toml $(wildcard plugins/*/pyproject.toml)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e "core[dev]" $(addprefix -e ./,$(PLUGINS))
+	touch $@
+
+quickstart: $(VENV)/.made
+	$(BIN)/rlhf run quickstart
+
+test: $(VENV)/.made
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.made
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+check: $(VENV)/.made
+	$(BIN)/ruff check .
+	$(BIN)/mypy core/src $(foreach p,$(PLUGINS),$(p)/src)
+
+schema: $(VENV)/.made
+	$(BIN)/rlhf schema --out registry.schema.json
+
+clean:
+	rm -rf $(VENV) runs

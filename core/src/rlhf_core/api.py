@@ -1,0 +1,126 @@
+"""The framework from Python: ``rlhf_core.load("registry.yaml").run("quickstart")``."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import RLHFError
+from .plugins import Plugins, load_plugins
+from .registry import Registry, ResolvedPipeline
+
+if TYPE_CHECKING:
+    from .interfaces import Context
+    from .runs.display import Display
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run: its directory, what summary.json holds, and the report."""
+
+    directory: Path
+    summary: dict[str, Any]
+    report: Path | None
+
+
+class Project:
+    """A registry file together with the installed plugins."""
+
+    def __init__(self, registry: Registry, plugins: Plugins) -> None:
+        self.registry, self.plugins = registry, plugins
+
+    @property
+    def pipelines(self) -> list[str]:
+        """Names of the pipelines."""
+        return self.registry.pipelines
+
+    def validate(self) -> list[RLHFError]:
+        """Every problem of the file."""
+        return self.registry.problems()
+
+    def resolve(self, pipeline: str, overrides: Iterable[str] = ()) -> ResolvedPipeline:
+        """The pipeline with `overrides` ("a.b.c=value") applied and everything it names looked up.
+
+        Raises:
+            RegistryErrors: it does not hold together.
+        """
+        return self.registry.resolve(pipeline, list(overrides))
+
+    def build(self, kind: str, id: str, context: Context | None = None) -> Any:
+        """One component, built on its own.
+
+        Raises:
+            RLHFError: it is not declared, or its configuration is wrong.
+        """
+        from .interfaces import Context
+        from .registry import load_function
+
+        functions = {name: load_function(f, self.registry.root) for name, f in self.registry.functions.items()}
+        shared: dict[tuple[str, str], Any] = {}
+        base = context or Context(functions=functions)
+
+        def resolve(kind: str, id: str) -> Any:
+            if (kind, id) not in shared:
+                declared = self.registry.component(kind, id)
+                factory = self.plugins.import_class(declared.spec, "factory")
+                shared[kind, id] = factory(declared.config, surroundings.named(kind, id))
+                if declared.load:
+                    from .runs import checkpoint
+
+                    shared[kind, id].load_state_dict(checkpoint.load(Path(declared.load)))
+            return shared[kind, id]
+
+        from dataclasses import replace
+
+        surroundings = replace(base, resolve=resolve)
+        return resolve(kind, id)
+
+    def run(self, pipeline: str, *, out: str | Path | None = None, overrides: Iterable[str] = (), resume: bool = False,
+            dry_run: bool = False, display: Display | None = None) -> RunResult:
+        """Run a pipeline to its end.
+
+        Args:
+            out: the run directory; by default a new one under ``runs/PIPELINE``, or with `resume` the latest there.
+            overrides: "a.b.c=value", as on the command line.
+            resume: go on from the last checkpoint.
+            dry_run: build everything and take one step of every stage, in a directory that is thrown away.
+
+        Raises:
+            RLHFError: bad input, or what the run met.
+        """
+        resolved = self.resolve(pipeline, overrides)
+        # everything that imports torch comes after the registry has been found to be right
+        from .runs.directory import existing_directory, new_directory
+        from .runs.display import Display
+        from .runs.report import write_report
+        from .runs.runner import Runner
+
+        display = display or Display()
+        target = Path(out) if out is not None else None
+        if dry_run:
+            scratch = Path(tempfile.mkdtemp(prefix="rlhf-dry-run-"))
+            try:
+                directory = new_directory(pipeline, scratch / "run")
+                summary = Runner(resolved, self.plugins, directory, display, dry_run=True).run(resume=False)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+            return RunResult(directory, summary, None)
+        directory = existing_directory(pipeline, target) if resume else new_directory(pipeline, target)
+        runner = Runner(resolved, self.plugins, directory, display)
+        summary = runner.run(resume=resume)
+        report = write_report(directory) if runner.accelerator.is_main_process else None
+        return RunResult(directory, summary, report)
+
+
+def load(path: str | Path = "registry.yaml", plugins: Plugins | None = None) -> Project:
+    """Read a registry file.
+
+    Raises:
+        RLHFError: it cannot be read at all; other problems wait for `validate`, or for the pipeline that meets them.
+    """
+    plugins = plugins or load_plugins()
+    return Project(Registry.load(path, plugins), plugins)

@@ -1,0 +1,36 @@
+"""The command line `rlhf`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+from ..errors import RLHFError
+
+
+def main() -> NoReturn:
+    """Run the command line and exit: 0 done, 2 bad input, 130 or 143 stopped by a signal, 1 anything else."""
+    from .app import build_app
+
+    debug = "--debug" in sys.argv[1:] or bool(os.environ.get("RLHF_DEBUG"))
+    try:
+        build_app()()
+    except RLHFError as error:
+        if debug:
+            raise
+        report(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def report(error: RLHFError) -> None:
+    """Print an error to standard error, one line per problem."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    for line in str(error).splitlines():
+        console.print(f"[red]error:[/red] {escape(line)}")

@@ -1,0 +1,163 @@
+"""The commands of `rlhf`. Nothing here imports torch until a pipeline runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from ..plugins import Plugins, load_plugins
+
+Registry = Annotated[Path, typer.Option("--registry", "-r", help="the registry file")]
+Setting = Annotated[list[str] | None, typer.Option("--set", metavar="a.b.c=d", help="change a value: stages.ID.KEY, "
+                                                   "KIND.ID.KEY or a pipeline setting such as seed; may be repeated")]
+
+
+def build_app() -> typer.Typer:
+    """The application with the commands of all plugins."""
+    plugins = load_plugins()
+    app = typer.Typer(name="rlhf", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=True,
+                      rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]},
+                      help="RLHF from swappable parts: compose a pipeline in registry.yaml, and run it.")
+    app.callback()(_global_options)
+    _add_run_commands(app, plugins)
+    _add_look_commands(app, plugins)
+    for problem in plugins.notify("rlhf_commands", app=app):
+        typer.echo(f"warning: {problem}", err=True)
+    return app
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rlhf-core {__version__}")
+        raise typer.Exit
+
+
+def _global_options(
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks of errors")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")] = False,
+) -> None:
+    """Options of every command; `main` reads --debug itself."""
+
+
+def _add_run_commands(app: typer.Typer, plugins: Plugins) -> None:
+    @app.command()
+    def init(
+        directory: Annotated[Path, typer.Argument(help="where to put it")] = Path("."),
+        force: Annotated[bool, typer.Option("--force", help="overwrite files that are there")] = False,
+    ) -> None:
+        """Write a registry.yaml, with a little data, that runs with what is installed."""
+        from .starter import write_starter
+
+        pipeline, files = write_starter(directory, plugins, force=force)
+        for file in files:
+            typer.echo(f"wrote {file}")
+        place = "" if directory.resolve() == Path.cwd() else f"cd {directory} && "
+        typer.echo(f"next: {place}rlhf run {pipeline}")
+
+    @app.command()
+    def run(
+        pipeline: Annotated[str, typer.Argument(help="a pipeline of the registry file")],
+        registry: Registry = Path("registry.yaml"),
+        out: Annotated[Path | None, typer.Option("--out", "-o", help="the run directory; by default runs/PIPELINE/TIME; "
+                                                 "with --resume the pipeline's latest")] = None,
+        set_: Setting = None,
+        resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False,
+        dry_run: Annotated[bool, typer.Option("--dry-run", help="build everything, take one step of each stage, and "
+                                              "say what the run would take")] = False,
+    ) -> None:
+        """Run a pipeline."""
+        from ..api import load
+
+        project = load(registry, plugins)
+        if dry_run:
+            from .tables import dry_run_table
+
+            resolved = project.resolve(pipeline, set_ or [])
+            dry_run_table(project.run(pipeline, overrides=set_ or [], dry_run=True).summary, resolved)
+            return
+        from ..runs.display import Display
+
+        display = Display()
+        result = project.run(pipeline, out=out, overrides=set_ or [], resume=resume, display=display)
+        for stage in result.summary["stages"].values():
+            if "metrics" in stage:
+                display.result(stage["metrics"])
+        display.finish(result.directory, result.summary, result.report)
+
+    @app.command()
+    def validate(registry: Registry = Path("registry.yaml")) -> None:
+        """Check a registry file: all problems at once, with their lines."""
+        from ..api import load
+        from ..errors import RegistryErrors
+
+        project = load(registry, plugins)
+        problems = project.validate()
+        if problems:
+            raise RegistryErrors(problems)
+        typer.echo(f"{registry}: {len(project.pipelines)} pipelines, no problems")
+
+    @app.command()
+    def show(
+        pipeline: Annotated[str | None, typer.Argument(help="a pipeline; without it, the list of them")] = None,
+        registry: Registry = Path("registry.yaml"),
+        set_: Setting = None,
+    ) -> None:
+        """Show a pipeline with everything resolved: defaults, overrides, absolute paths."""
+        from ..api import load
+
+        project = load(registry, plugins)
+        if pipeline is None:
+            from .tables import pipeline_table
+
+            pipeline_table(project.registry)
+            return
+        from ruamel.yaml import YAML
+
+        YAML().dump(project.resolve(pipeline, set_ or []).to_dict(), typer.get_text_stream("stdout"))
+
+
+def _add_look_commands(app: typer.Typer, plugins: Plugins) -> None:
+    @app.command()
+    def components(kind: Annotated[str | None, typer.Argument(help="only this kind")] = None) -> None:
+        """List the installed components."""
+        from .tables import component_table
+
+        component_table(plugins, kind)
+
+    @app.command()
+    def describe(kind: str, name: str) -> None:
+        """Show a component's options, and how a registry file names it."""
+        from .tables import describe_component
+
+        describe_component(plugins, kind, name)
+
+    @app.command("plugins")
+    def list_plugins(
+        deep: Annotated[bool, typer.Option("--deep", help="import every class and check it (imports torch)")] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    ) -> None:
+        """List the installed plugins, and what is wrong with broken ones."""
+        from .tables import plugin_rows, plugin_table
+
+        problems = plugins.check_deep() if deep else []
+        if as_json:
+            typer.echo(json.dumps({"plugins": plugin_rows(plugins), "problems": [str(p) for p in problems]}, indent=2))
+        else:
+            plugin_table(plugins, problems, deep=deep)
+        if problems:
+            raise typer.Exit(1)
+
+    @app.command()
+    def schema(out: Annotated[Path | None, typer.Option("--out", "-o", help="write it to this file")] = None) -> None:
+        """Print the JSON Schema of registry.yaml for everything installed, for completion in editors."""
+        from ..registry import json_schema
+
+        text = json.dumps(json_schema(plugins), indent=2, ensure_ascii=False) + "\n"
+        if out is None:
+            typer.echo(text, nl=False)
+        else:
+            out.write_text(text, encoding="utf-8")

@@ -1,0 +1,36 @@
+"""Demonstrations: responses to imitate, in TRL's prompt-completion and conversational formats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ..errors import DataError
+from ..interfaces import Row, RowFeedback
+from ..records import Demonstration
+from .config import DemonstrationsConfig
+
+
+class Demonstrations(RowFeedback[DemonstrationsConfig]):
+    """Rows of `prompt` and `completion` (or `response`), each text or messages, or `messages` alone."""
+
+    def records(self, row: Row) -> Iterable[Demonstration]:
+        meta = {name: row.data[name] for name in ("annotator", "time", "source", "comment") if name in row.data}
+        used = {"prompt", "completion", "response", "messages", *meta}
+        if "messages" in row.data:
+            *prompt, last = row.take("messages")
+            response: Any = [last]
+        else:
+            prompt = row.take("prompt")
+            response = row.data["response"] if "response" in row.data else row.take("completion")
+        yield Demonstration(prompt=row.prompt(prompt, used, self.config.fields), response=_text(row, response), **meta)
+
+
+def _text(row: Row, response: Any) -> str:
+    """A response given as text or as one assistant message."""
+    if isinstance(response, str):
+        return response
+    if isinstance(response, list) and len(response) == 1 and response[0].get("role") == "assistant":
+        return str(response[0]["content"])
+    raise DataError(row.where, f"a response that is {type(response).__name__}",
+                    "text, or a list with one assistant message", "mend the row, or set on_bad_record: skip")

@@ -1,0 +1,182 @@
+"""What is minimised: PPO's policy and value losses, and the likelihoods of preferences, rankings and ratings."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._tensors import check, choose, divide, like, valid, wide
+from .masked import Aggregation, aggregate
+
+_MAX_LOG_RATIO = 20.0  # exp(20) lies far outside any clip range, and stays finite after products in float32
+
+
+def ppo_policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None = None,
+    aggregation: Aggregation = "token-mean",
+    denominator: Tensor | float | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """PPO's clipped surrogate, negated to be minimised: the mean of `max(-A * ratio, -A * clip(ratio))`.
+
+    The ratio `exp(logprobs - old_logprobs)` is clipped to [1 - clip_low, 1 + clip_high]; where the clipped term wins,
+    the gradient is 0. With `dual_clip`, the loss of a token with A < 0 is at most `-A * dual_clip`. The log ratio is
+    clamped to +-20 against overflow.
+
+    Args:
+        logprobs, old_logprobs, advantages: (B, T), any dtype. mask: (B, T), nonzero is valid. dual_clip: above 1.
+        aggregation, denominator: as in `aggregate`.
+    Returns:
+        the loss (), logprobs' dtype, and detached statistics (): clip_fraction (tokens whose clipped term wins),
+        dual_clip_fraction, approx_kl (k1, old - new), ratio_mean. Without `denominator` they are means over the tokens
+        of this call. With it they add up over micro-batches as the loss does: aggregated in the same mode, except that
+        seq-mean-token-sum becomes seq-mean-token-mean, so that a fraction stays a fraction.
+    Raises:
+        ValueError: shapes differ; unknown aggregation; dual_clip not above 1.
+    Source:
+        Schulman et al. 2017 (arXiv:1707.06347), equation 7; dual clip: Ye et al. 2020 (arXiv:1912.09729);
+        two clip bounds: Yu et al. 2025 (arXiv:2503.14476), section 3.1.
+    """
+    check("ppo_policy_loss", logprobs.shape, old_logprobs=old_logprobs, advantages=advantages, mask=mask)
+    choose("ppo_policy_loss", "aggregation", aggregation, Aggregation)
+    if dual_clip is not None and not dual_clip > 1:
+        raise ValueError(f"ppo_policy_loss: dual_clip is {dual_clip}, expected a number above 1, or None for none")
+    log_ratio = valid(wide(logprobs) - wide(old_logprobs), mask).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)  # (B, T)
+    ratio, gain = log_ratio.exp(), valid(advantages, mask)
+    unclipped = -gain * ratio
+    clipped = -gain * ratio.clamp(1 - clip_low, 1 + clip_high)
+    losses = torch.maximum(unclipped, clipped)
+    capped = torch.zeros_like(losses, dtype=torch.bool)
+    if dual_clip is not None:
+        cap = -gain * dual_clip
+        capped = (gain < 0) & (losses > cap)
+        losses = torch.where(capped, cap, losses)
+
+    mode: Aggregation = "token-mean" if denominator is None else aggregation
+    if mode == "seq-mean-token-sum":
+        mode = "seq-mean-token-mean"
+
+    def stat(x: Tensor) -> Tensor:
+        return aggregate(x.detach().to(ratio.dtype), mask, mode, denominator)
+
+    return like(aggregate(losses, mask, aggregation, denominator), logprobs), {
+        "clip_fraction": stat(clipped > unclipped),
+        "dual_clip_fraction": stat(capped),
+        "approx_kl": stat(-log_ratio),
+        "ratio_mean": stat(ratio),
+    }
+
+
+def ppo_value_loss(
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    *,
+    clip: float | None = None,
+    denominator: Tensor | float | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Half the mean squared error of the critic, optionally the worse of V and V kept within `clip` of its old value.
+
+    `0.5 * mean max((V - R)^2, (V_old + clamp(V - V_old, -clip, clip) - R)^2)`; where the clipped term wins, the
+    gradient is 0.
+
+    Args:
+        values, old_values, returns: (B, T), any dtype. mask: (B, T), nonzero is valid.
+        denominator: number of valid tokens, as in `aggregate` with token-mean.
+    Returns:
+        the loss (), values' dtype, and the detached statistic () value_clip_fraction (tokens whose clipped term wins),
+        with the same denominator.
+    Raises:
+        ValueError: shapes differ.
+    Source:
+        Schulman et al. 2017 (arXiv:1707.06347), equation 9, for the error; the clipping is that of OpenAI's ppo2.
+    """
+    check("ppo_value_loss", values.shape, old_values=old_values, returns=returns, mask=mask)
+    new, old, target = valid(values, mask), valid(old_values, mask), valid(returns, mask)  # (B, T) each
+    losses = (new - target).square()
+    won = torch.zeros_like(losses)
+    if clip is not None:
+        clipped = (old + (new - old).clamp(-clip, clip) - target).square()
+        won = (clipped > losses).to(losses.dtype)
+        losses = torch.maximum(losses, clipped)
+    loss = aggregate(losses, mask, "token-mean", denominator) / 2
+    return like(loss, values), {"value_clip_fraction": aggregate(won, mask, "token-mean", denominator)}
+
+
+def bradley_terry_loss(
+    chosen: Tensor, rejected: Tensor, *, margin: Tensor | float | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """Negative log-likelihood of preferences, `-log sigmoid(chosen - rejected - margin)`, mean over pairs.
+
+    A margin demands a lead of its size. With label smoothing a, a preference is taken to be wrong with probability a:
+    the cross-entropy of the same sigmoid against 1 - a.
+
+    Args:
+        chosen, rejected: same shape, as a rule (B,), any dtype; no mask. margin: number, or tensor of that shape.
+    Returns:
+        (), chosen's dtype; finite for any finite scores.
+    Raises:
+        ValueError: shapes differ; label_smoothing outside [0, 1].
+    Source:
+        Bradley & Terry 1952; margin: Touvron et al. 2023 (arXiv:2307.09288), equation 2; smoothing: Wang et al. 2024
+        (arXiv:2401.06080), equation 5.
+    """
+    check("bradley_terry_loss", chosen.shape, rejected=rejected)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"bradley_terry_loss: label_smoothing is {label_smoothing}, expected a number from 0 to 1")
+    lead = wide(chosen) - wide(rejected)
+    if margin is not None:
+        if isinstance(margin, Tensor):
+            check("bradley_terry_loss", chosen.shape, margin=margin)
+        lead = lead - margin
+    losses = -(1 - label_smoothing) * F.logsigmoid(lead) - label_smoothing * F.logsigmoid(-lead)
+    return like(divide(losses.sum(), losses.numel()), chosen)
+
+
+def plackett_luce_loss(scores: Tensor, mask: Tensor) -> Tensor:
+    """Negative log-likelihood of rankings, mean over rankings: each item is chosen before all that are ranked below it.
+
+    Rankings of two items give the Bradley-Terry loss.
+
+    Args:
+        scores: (B, K), any dtype, best item first. mask: (B, K), nonzero is an item, so rankings may differ in length.
+    Returns:
+        (), scores' dtype. Rows without an item are not counted.
+    Raises:
+        ValueError: shapes differ.
+    Source:
+        Plackett 1975; Luce 1959; as a loss, ListMLE (Xia et al. 2008).
+    """
+    check("plackett_luce_loss", scores.shape, mask=mask)
+    items, size = valid(scores, mask), scores.shape[-1]  # (B, K)
+    not_above = torch.ones(size, size, dtype=torch.bool, device=scores.device).triu()  # (K, K)
+    competes = not_above & mask.bool().unsqueeze(-2)  # (B, K, K) item j is still to be had at place i
+    field = torch.where(competes, items.unsqueeze(-2), -torch.inf).logsumexp(-1)  # (B, K)
+    return like(aggregate(field - items, mask, "seq-mean-token-sum"), scores)
+
+
+def coral_loss(logits: Tensor, levels: Tensor) -> Tensor:
+    """Ordinal regression, one yes-or-no question per threshold: cross-entropy summed over thresholds, mean over rows.
+
+    Args:
+        logits: (B, K - 1), any dtype, one for each threshold between K ratings. levels: (B, K - 1), bool or numeric, 1
+        where the rating lies above the threshold. There is no mask.
+    Returns:
+        (), logits' dtype.
+    Raises:
+        ValueError: shapes differ.
+    Source:
+        Cao, Mirjalili & Raschka 2020 (arXiv:1901.07884), with all importance weights 1.
+    """
+    check("coral_loss", logits.shape, levels=levels)
+    x = wide(logits)
+    losses = F.binary_cross_entropy_with_logits(x, levels.to(x.dtype), reduction="none").sum(-1)  # (B,)
+    return like(divide(losses.sum(), losses.numel()), logits)

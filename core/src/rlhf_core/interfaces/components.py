@@ -1,0 +1,388 @@
+"""The interfaces that plugins implement. Shapes use B samples, T response positions, K candidates."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar, get_args
+
+from ..records import Feedback, Prompt, Rollout, Sample, Scores
+from .config import Config, Needs, Sampling
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from accelerate import Accelerator
+    from torch import Tensor, nn
+
+    from .context import Context
+
+State: TypeAlias = dict[str, Any]
+"""Nested dicts and lists of tensors and JSON scalars: what a checkpoint can hold."""
+
+StepStats: TypeAlias = dict[str, float]
+"""Named numbers of one step, such as ``{"kl/sequence": 0.8}``; the runner logs them."""
+
+C = TypeVar("C", bound=Config)
+
+
+class Component(ABC, Generic[C]):
+    """Base of all components: ``Class(config, context)``.
+
+    ``class Mine(RewardModel[MyConfig])`` sets `Mine.Config`. What has state overrides `state_dict` and
+    `load_state_dict`; the checkpoint and exact resume follow from them.
+    """
+
+    Config: ClassVar[type[Config]]
+
+    def __init__(self, config: C, context: Context) -> None:
+        self.config = config
+        self.context = context
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for base in getattr(cls, "__orig_bases__", ()):
+            for argument in get_args(base):
+                if isinstance(argument, type) and issubclass(argument, Config):
+                    cls.Config = argument
+
+    def state_dict(self) -> State:
+        """Everything that changes while the component works; nested tensors and JSON scalars."""
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        """Take back what `state_dict` gave."""
+
+
+# --- where data comes from -------------------------------------------------------------------------------------------
+
+
+class FeedbackSource(Component[C]):
+    """Yields typed feedback records, streaming; iterating again starts from the beginning.
+
+    A bad row raises `DataError` with its file and line, or is counted in `skipped` where the config says so.
+    """
+
+    skipped: int = 0
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Feedback]: ...
+
+
+class PromptSource(Component[C]):
+    """An indexed collection of prompts; the order in which they are used is derived from the run's seed."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Prompt: ...
+
+
+# --- from feedback to reward -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class LossSum:
+    """A loss summed, not averaged, over some examples, so that micro-batches and processes add up.
+
+    total: scalar tensor with gradient. count: what to divide by (examples or tokens). stats: further sums over the
+    same count, logged after division.
+    """
+
+    total: Tensor
+    count: float
+    stats: Mapping[str, float]
+
+
+class SupervisedTask(ABC):
+    """What the supervised loop trains: examples, a loss over them, and an evaluation on held-out ones.
+
+    The loop owns order, batches, accumulation, the optimizer, clipping and schedule.
+    """
+
+    module: nn.Module
+    """Trained are its parameters that require gradients."""
+    train: Sequence[Any]
+    held_out: Sequence[Any]
+
+    @abstractmethod
+    def size(self, example: Any) -> int:
+        """Tokens of `example`, for the micro-batch budget."""
+
+    @abstractmethod
+    def count(self, example: Any) -> float:
+        """What `example` adds to the denominator of the loss (1 for a mean over examples, tokens for a token mean)."""
+
+    @abstractmethod
+    def loss(self, examples: Sequence[Any]) -> LossSum:
+        """The summed loss of `examples`, in training mode."""
+
+    @abstractmethod
+    def evaluate(self, examples: Sequence[Any]) -> StepStats:
+        """Metrics of `examples`, without gradients."""
+
+
+class RewardModel(Component[C]):
+    """Scores responses. Text in, numbers out: the tokenizer, if any, is its own."""
+
+    wants_ids: ClassVar[bool] = False
+    """True: shares the policy's tokenizer and reads `Sample.response_ids`."""
+
+    def task(self, feedback: Iterable[Feedback]) -> SupervisedTask | None:
+        """What to train by gradient on `feedback`; None if the model learns otherwise (`fit`) or not at all."""
+        return None
+
+    def fit(self, feedback: Iterable[Feedback]) -> StepStats:
+        """Learn from `feedback` in one go and return metrics; for models that `task` gives nothing for."""
+        from ..errors import ConfigError
+
+        raise ConfigError(self.context.where, "does not learn from feedback", fix="leave out its fit-reward stage")
+
+    @abstractmethod
+    def score(self, samples: Sequence[Sample]) -> Scores:
+        """One finite score per sample, whatever the batch they come in."""
+
+
+class OnlineReward(RewardModel[C]):
+    """A reward that learns while the policy does, such as a discriminator."""
+
+    @abstractmethod
+    def update(self, rollout: Rollout,
+               score_logprobs: Callable[[Sequence[Sample]], tuple[Tensor, Tensor]]) -> StepStats:
+        """Learn from this step's rollout, before it is scored.
+
+        `score_logprobs(samples)` gives policy and reference log-probabilities, each (B,), summed over the response.
+        Over several processes each is given its own share of the rollout.
+        """
+
+
+class RewardShaper(Component[C]):
+    """Changes rewards between the reward models and the optimizer.
+
+    `level` says what it maps: "sequence" scores (B,), or "token" rewards (B, T). Sequence shapers run first.
+    """
+
+    level: ClassVar[Literal["sequence", "token"]]
+
+    @abstractmethod
+    def shape(self, rewards: Tensor, rollout: Rollout) -> tuple[Tensor, StepStats]:
+        """The changed rewards, and what to log.
+
+        Token rewards are 0 outside ``rollout.mask`` and must stay so. Abstained samples (``rollout.abstained``) have
+        score 0 and must not enter statistics.
+        """
+
+
+# --- the policy ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """What a policy computes for a rollout, (B, T) unless said otherwise; None where not needed. Zero outside attention.
+
+    logprobs at the rollout's temperature; values before each token; bootstrap (B,); entropy in nats;
+    top_ids and top_logprobs (B, T, K).
+    """
+
+    logprobs: Tensor
+    values: Tensor | None = None
+    bootstrap: Tensor | None = None
+    entropy: Tensor | None = None
+    top_ids: Tensor | None = None
+    top_logprobs: Tensor | None = None
+
+
+class Policy(Component[C]):
+    """A language model that acts and can be improved."""
+
+    critic: Literal["none", "shared", "separate"] = "none"
+    """Where values come from: the policy's own trunk, or one of their own."""
+
+    @property
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """All parameters, value head included; those to train require gradients."""
+
+    @property
+    @abstractmethod
+    def value_parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters that only values depend on; empty without a critic."""
+
+    @abstractmethod
+    def prepare(self, needs: Needs) -> None:
+        """Make the heads that `needs` asks for; called before an optimizer is bound, harmless when called again."""
+
+    @abstractmethod
+    def set_reference(self, source: str) -> None:
+        """Fix the reference: "stage-start" (the policy as it is now), "base" (before any training), or a path that
+        `save_reference` wrote or a model folder."""
+
+    @abstractmethod
+    def save_reference(self, directory: Path) -> None:
+        """Write the reference, so that a resumed run can `set_reference` it."""
+
+    @abstractmethod
+    def as_reference(self) -> AbstractContextManager[None]:
+        """Inside, the reference generates and evaluates in the policy's stead; no gradient may be taken. Nests."""
+
+    @abstractmethod
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, *, seed: int,
+                 sample_ids: Sequence[int] | None = None) -> Rollout:
+        """Draw one response per prompt, recording the log-probability of every token as it is drawn.
+
+        Args:
+            prompts: B prompts, repeated by the caller for several samples each.
+            seed: of this step's stream; sample b draws from (seed, sample_ids[b], position) alone.
+            sample_ids: B numbers, by default 0 to B-1.
+        """
+
+    @abstractmethod
+    def encode(self, samples: Sequence[Sample], *, temperature: float = 1.0) -> Rollout:
+        """Given texts as a rollout, each response closed by end of text, its log-probabilities under today's policy."""
+
+    @abstractmethod
+    def forward(self, rollout: Rollout, needs: Needs) -> Outputs:
+        """Evaluate the rollout's tokens under today's weights, without dropout; differentiable if gradients are on."""
+
+    @abstractmethod
+    def token_ends(self, response_ids: Sequence[int]) -> list[int]:
+        """For each token, how many characters of the decoded response are complete once it is there."""
+
+    @abstractmethod
+    def demonstrations(self, examples: Sequence[tuple[Prompt, str]], *, held_out: float) -> SupervisedTask:
+        """The task of imitating (prompt, response) examples: the language-model loss on response tokens."""
+
+    @abstractmethod
+    def export(self, directory: Path) -> None:
+        """Write a plain Hugging Face model folder that needs nothing of ours to be loaded."""
+
+    @property
+    def parameter_count(self) -> int:
+        """All parameters of the language model and its critic."""
+        return sum(p.numel() for p in self.module.parameters())
+
+    def weights_changed(self) -> None:
+        """To be called by whoever edits weights directly, so that copies of them are made anew."""
+
+
+# --- improving it ----------------------------------------------------------------------------------------------------
+
+
+class TrainingData(ABC):
+    """What an optimizer asks for data, on its own terms."""
+
+    step: int
+
+    @abstractmethod
+    def prompts(self, count: int) -> list[Prompt]:
+        """The next `count` prompts in the run's order."""
+
+    @abstractmethod
+    def rollout(self, prompts: int | Sequence[Prompt], *, samples_per_prompt: int = 1, needs: Needs | None = None,
+                sampling: Sampling | None = None) -> Rollout:
+        """Sample responses to the next so many prompts (or these), score and shape them.
+
+        `needs` and `sampling` are by default the bound optimizer's and the stage's. Samples of one prompt lie side by
+        side. Over several processes everyone gets the whole batch.
+        """
+
+    @abstractmethod
+    def rescore(self, rollout: Rollout, needs: Needs | None = None) -> Rollout:
+        """The same samples with log-probabilities, values and the like under today's policy."""
+
+    @abstractmethod
+    def feedback(self, kind: str | None = None) -> Iterator[Feedback]:
+        """Offline records of the stage's feedback sources, all or of one kind ("comparison", "rating", ...)."""
+
+
+class PolicyOptimizer(Component[C]):
+    """Improves a policy, one `step` at a time."""
+
+    policy: Policy[Any]
+    total_steps: int
+
+    def bind(self, policy: Policy[Any], total_steps: int) -> None:
+        """Take charge of `policy` for `total_steps` steps; called once, before the first step."""
+        self.policy, self.total_steps = policy, total_steps
+
+    @abstractmethod
+    def step(self, data: TrainingData) -> StepStats:
+        """Ask `data` for what it needs and improve the bound policy."""
+
+
+class Environment(Component[C]):
+    """Turns prompts into rollouts: one answer each, or a conversation with holes in the mask."""
+
+    @abstractmethod
+    def rollout(self, policy: Policy[Any], prompts: Sequence[Prompt], sampling: Sampling, *, seed: int,
+                sample_ids: Sequence[int]) -> Rollout:
+        """Let `policy` act on each prompt; arguments as in `Policy.generate`."""
+
+
+# --- judging it ------------------------------------------------------------------------------------------------------
+
+
+class Metric(Component[C]):
+    """Measures finished responses, one number per sample, so that means come with intervals."""
+
+    higher_is_better: ClassVar[bool] = True
+
+    @abstractmethod
+    def measure(self, rollout: Rollout) -> Tensor:
+        """(B,) float; nan where it does not apply."""
+
+
+class Run(Protocol):
+    """What a stage and a listener may use of the run they are in."""
+
+    pipeline: str
+    directory: Path
+    seed: int
+    dry_run: bool
+    context: Context
+    accelerator: Accelerator
+    artefacts: dict[str, Any]
+    """JSON values handed on from stage to stage, such as the reference's folder and the rewards in use."""
+
+    @property
+    def policy(self) -> Policy[Any]: ...
+
+    def component(self, kind: str, id: str) -> Any: ...
+
+    def warn(self, message: str) -> None:
+        """Show `message` once, and put it into the report."""
+
+    def keep(self, component: Component[Any]) -> None:
+        """Write the component's state into the run directory for good: what `load:` reads."""
+
+
+class Stage(Component[C]):
+    """One stage of a pipeline. The runner loops, logs, checkpoints and evaluates; the stage does the steps."""
+
+    @abstractmethod
+    def setup(self, run: Run) -> None:
+        """Build what is needed; the stage's `state_dict` is loaded after this on resume."""
+
+    @property
+    @abstractmethod
+    def total(self) -> int:
+        """How many steps there are, known after `setup`."""
+
+    @abstractmethod
+    def step(self, index: int) -> StepStats:
+        """Do step `index`, from 0."""
+
+    def evaluate(self) -> StepStats:
+        """Metrics during the stage, where its config says `evaluate_every`."""
+        return {}
+
+    def components(self) -> dict[str, Component[Any]]:
+        """The components whose state changes during the stage, by checkpoint key."""
+        return {}
+
+    def finish(self) -> dict[str, Any]:
+        """What the stage leaves for later stages and for summary.json: JSON values."""
+        return {}

@@ -1,0 +1,198 @@
+"""Configuration: one pydantic model per component, declared once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an algorithm wants in its rollouts; nothing that nobody needs is computed.
+
+    values: V(s) per token. bootstrap: V after the last token. reference: log-probabilities of the reference.
+    entropy: of each token's distribution. top_k: ids and log-probabilities of the k likeliest tokens.
+    samples_per_prompt: at least this many, for group baselines.
+    """
+
+    values: bool = False
+    bootstrap: bool = False
+    reference: bool = False
+    entropy: bool = False
+    top_k: int = 0
+    samples_per_prompt: int = 1
+
+    def __or__(self, other: Needs) -> Needs:
+        """The union: what either needs."""
+        return Needs(**{f.name: max(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)})
+
+
+class Config(BaseModel):
+    """Base of every component's configuration: unknown keys are errors, and nothing changes after it is built."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @property
+    def needs(self) -> Needs:
+        """What the component reads from rollouts; optimizers, shapers and metrics say so here."""
+        return Needs()
+
+
+@dataclass(frozen=True)
+class RefTo:
+    """Marks a string as the id of a component of `kind`."""
+
+    kind: str
+
+
+class Ref:
+    """``Ref["reward"]`` is the type of a config field that names a component of that kind."""
+
+    def __class_getitem__(cls, kind: str) -> Any:
+        return Annotated[str, RefTo(kind)]
+
+
+def _from_root(value: str, info: ValidationInfo) -> str:
+    """Make a relative path absolute, from the folder of the registry file (validation context "root")."""
+    root = (info.context or {}).get("root")
+    return str(Path(root, value).resolve()) if root else value
+
+
+def _from_root_if_there(value: str, info: ValidationInfo) -> str:
+    path = _from_root(value, info)
+    return path if Path(path).exists() else value
+
+
+RelativePath = Annotated[str, AfterValidator(_from_root)]
+"""A path; relative ones in a registry file are relative to that file."""
+
+ModelName = Annotated[str, AfterValidator(_from_root_if_there)]
+"""A model folder if there is one at that path (relative to the registry file), else an id of the Hugging Face hub."""
+
+
+def _annotated_refs(annotation: Any, value: Any, path: str) -> Iterator[tuple[str, str, str]]:
+    """Follow `value` along its type `annotation` and yield every reference in it."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        kinds = [a.kind for a in arguments[1:] if isinstance(a, RefTo)]
+        if kinds and isinstance(value, str):
+            yield path, kinds[0], value
+        else:
+            yield from _annotated_refs(arguments[0], value, path)
+    elif isinstance(value, BaseModel):
+        yield from references(value, path)
+    elif isinstance(value, dict) and len(arguments) == 2:
+        for key, item in value.items():
+            yield from _annotated_refs(arguments[0], key, f"{path}.{key}")
+            yield from _annotated_refs(arguments[1], item, f"{path}.{key}")
+    elif isinstance(value, (list, tuple)) and arguments and origin in (list, tuple):
+        for i, item in enumerate(value):
+            yield from _annotated_refs(arguments[0], item, f"{path}.{i}")
+    else:
+        for argument in arguments:  # a union: at most one branch holds references for this value
+            if get_origin(argument) is not Literal:
+                yield from _annotated_refs(argument, value, path)
+
+
+def references(config: BaseModel, path: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every component that `config` names, as (path inside the config, kind, id)."""
+    for name, info in type(config).model_fields.items():
+        annotation: Any = info.annotation
+        for marker in info.metadata:
+            if isinstance(marker, RefTo):
+                annotation = Annotated[annotation, marker]
+        yield from _annotated_refs(annotation, getattr(config, name), f"{path}.{name}" if path else name)
+
+
+class Sampling(Config):
+    """How responses are drawn."""
+
+    max_new_tokens: int = Field(default=64, ge=1, description="longest response, in tokens")
+    min_new_tokens: int = Field(default=0, ge=0, description="end of text cannot be drawn before this many tokens")
+    temperature: float = Field(default=1.0, ge=0, description="softmax temperature; 0 takes the likeliest token")
+    top_k: int = Field(default=0, ge=0, description="draw among the k likeliest tokens; 0: all")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="draw among the likeliest tokens that hold this mass; 1: all")
+    stop: tuple[str, ...] = Field(default=(), description="strings that end a response; they are cut from its text")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Sampling:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(f"min_new_tokens ({self.min_new_tokens}) exceeds max_new_tokens ({self.max_new_tokens})")
+        if "" in self.stop:
+            raise ValueError("a stop string must not be empty")
+        return self
+
+    @property
+    def truncates(self) -> bool:
+        """Whether tokens are drawn from less than the full softmax."""
+        return self.top_k > 0 or self.top_p < 1 or self.temperature == 0 or self.min_new_tokens > 0
+
+
+class OptimizerSettings(Config):
+    """Settings of AdamW and its learning-rate schedule, shared by everything that is trained by gradients."""
+
+    learning_rate: float = Field(default=1e-4, gt=0, description="peak learning rate of AdamW")
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's moment coefficients")
+    adam_eps: float = Field(default=1e-8, gt=0, description="AdamW's epsilon")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are clipped to this global norm")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field(default="constant", description="decay after the warm-up")
+    warmup_steps: int = Field(default=0, ge=0, description="steps over which the learning rate rises from 0")
+
+
+class SupervisedConfig(OptimizerSettings):
+    """Settings of the supervised loop: sft, gradient-trained rewards, pre-training."""
+
+    epochs: int = Field(default=1, ge=1, description="passes over the examples")
+    batch_size: int = Field(default=32, ge=1, description="examples per optimizer step, over all processes")
+    micro_batch_tokens: int = Field(default=8192, ge=1, description="most tokens, padding included, in one forward pass")
+    held_out: float = Field(default=0.1, ge=0, lt=1, description="share of prompts kept out of training for the evaluation")
+
+
+class SourceConfig(Config):
+    """Where rows come from and what their columns are called. Give `path` or `dataset`."""
+
+    path: RelativePath | None = Field(default=None, description="a JSONL file, plain or .gz")
+    dataset: str | None = Field(default=None, description="a dataset of the Hugging Face hub, or any path `datasets` loads")
+    name: str | None = Field(default=None, description="configuration (subset) of the dataset")
+    split: str = Field(default="train", description="split of the dataset")
+    data_dir: str | None = Field(default=None, description="folder inside the dataset")
+    revision: str | None = Field(default=None, description="commit or tag of the dataset")
+    limit: int | None = Field(default=None, ge=1, description="read at most this many rows")
+    columns: dict[str, str] = Field(default_factory=dict, description="our name for a column -> the file's name for it")
+    fields: tuple[str, ...] | None = Field(default=None, description="columns handed on with the prompt to rewards and metrics; by default all that are left"
+    )
+    on_bad_record: Literal["raise", "skip"] = Field(default="raise", description="stop at a bad row, or count and skip it")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> SourceConfig:
+        if self.path is None and self.dataset is None:
+            raise ValueError("give `path` (a JSONL file) or `dataset` (a hub id)")
+        return self
+
+
+class Until(Config):
+    """When a stage may stop before its last step."""
+
+    metric: str = Field(description="a metric of the evaluation during the stage")
+    at_least: float = Field(description="the value it has to reach")
+    patience: int = Field(default=1, ge=1, description="at this many evaluations in a row")
+
+
+class StageConfig(Config):
+    """What every stage can be told."""
+
+    id: str | None = Field(default=None, description="name of the stage in this pipeline; by default its `use` name")
+    evaluate_every: int = Field(default=0, ge=0, description="evaluate during the stage every so many steps; 0: never")
+    best: str | None = Field(default=None, description="keep the weights of the evaluation at which this metric was highest")
+    until: Until | None = Field(default=None, description="stop early once a metric is reached")
+
+    @model_validator(mode="after")
+    def _evaluation_is_on(self) -> StageConfig:
+        if (self.best or self.until) and not self.evaluate_every:
+            raise ValueError("`best` and `until` look at evaluations during the stage; set `evaluate_every`")
+        return self

@@ -1,0 +1,79 @@
+"""What a component is given besides its configuration. Nothing in the framework is global."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError
+from ..randomness import derive_seed
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+    from .components import Component
+
+
+def _no_resolver(kind: str, name: str) -> Component:
+    raise ConfigError(f"{kind} {name!r}", "is named in a config, but this context was made without a registry",
+                      fix="build through rlhf_core.load(...), or give Context(resolve=...)")
+
+
+@dataclass(frozen=True)
+class Context:
+    """Surroundings of a component; ``Context()`` is enough for use from Python.
+
+    Attributes:
+        kind, id: which component this is, for messages: ``context.where`` reads "reward 'helpful'".
+        seed: the run's seed; take random streams from `stream`.
+        device: where tensors live. dtype: of parameters that are made or loaded ("float32", "bfloat16", "float64").
+        directory: the run directory, or None outside a run.
+        accelerator: of the run, or None for one process in full precision.
+        resolve: (kind, id) -> component, behind `component`.
+    """
+
+    kind: str = "component"
+    id: str = "unnamed"
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    directory: Path | None = None
+    accelerator: Accelerator | None = None
+    resolve: Callable[[str, str], Component] = _no_resolver
+    functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    warn: Callable[[str], None] = warnings.warn
+
+    @property
+    def where(self) -> str:
+        """How messages call this component."""
+        return f"{self.kind} {self.id!r}"
+
+    def named(self, kind: str, id: str) -> Context:
+        """The same surroundings for another component."""
+        return replace(self, kind=kind, id=id)
+
+    def component(self, kind: str, id: str) -> Any:
+        """The component that a `Ref` names; one object per run, whoever asks."""
+        return self.resolve(kind, id)
+
+    def stream(self, *names: str | int) -> int:
+        """A seed for a random stream of this component; the same names give the same stream in every run."""
+        return derive_seed(self.seed, self.kind, self.id, *names)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """`dtype` as torch knows it."""
+        import torch
+
+        return getattr(torch, self.dtype)  # type: ignore[no-any-return]
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Mixed precision of the run, around forward passes."""
+        if self.accelerator is None:
+            return contextlib.nullcontext()
+        return self.accelerator.autocast()

@@ -1,0 +1,163 @@
+"""Reading rows: JSONL files and datasets, with column names mapped and every complaint saying file and line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from ..errors import DataError
+from ..records import Feedback, Prompt
+from .components import FeedbackSource
+from .config import SourceConfig
+
+S = TypeVar("S", bound=SourceConfig)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: where it stands (``file:line`` or ``dataset[split] row n``), and its columns under our names."""
+
+    where: str
+    data: dict[str, Any]
+
+    def take(self, name: str) -> Any:
+        """The value of column `name`.
+
+        Raises:
+            DataError: there is no such column.
+        """
+        if name not in self.data:
+            raise DataError(self.where, f"no column {name!r}, only {', '.join(map(repr, self.data)) or 'none'}",
+                            f"a column {name!r}", f"map it in the config: columns: {{{name}: <its name in the file>}}")
+        return self.data[name]
+
+    def prompt(self, value: Any, used: Iterable[str], fields: tuple[str, ...] | None) -> Prompt:
+        """A prompt from `value` (text or messages) with the columns `fields` (None: all but `used`) beside it."""
+        if fields is None:
+            kept = {name: v for name, v in self.data.items() if name not in set(used)}
+        else:
+            kept = {name: self.take(name) for name in fields}
+        return Prompt(text=value, fields=kept)
+
+
+def read_rows(config: SourceConfig, where: str, bad: Callable[[DataError], None] | None = None) -> Iterator[Row]:
+    """Stream the rows of a source; reading again starts from the beginning.
+
+    Args:
+        config: where they come from.
+        where: the component, for messages.
+        bad: called with the error of a malformed line, which is then passed over; None: the error is raised.
+
+    Raises:
+        DataError: the file or dataset cannot be read, or a line is no JSON object.
+    """
+    rows = _file_rows(config, where, bad) if config.path is not None else _dataset_rows(config, where)
+    for row in islice(rows, config.limit):
+        data = dict(row.data)
+        for ours, theirs in config.columns.items():
+            if theirs not in row.data:
+                raise DataError(row.where, f"no column {theirs!r}, only {', '.join(map(repr, row.data)) or 'none'}",
+                                f"the column that {where} maps to {ours!r}", "mend `columns` in its config")
+            data.pop(theirs, None)
+            data[ours] = row.data[theirs]
+        yield Row(row.where, data)
+
+
+def _file_rows(config: SourceConfig, where: str, bad: Callable[[DataError], None] | None) -> Iterator[Row]:
+    path = Path(str(config.path))
+    if not path.is_file():
+        raise DataError(where, f"no file at {path}", "a JSONL file, plain or .gz",
+                        "check `path`; relative paths start at the registry file")
+    number = 0
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                place = f"{path}:{number}"
+                try:
+                    data = json.loads(line)
+                    if not isinstance(data, dict):
+                        raise ValueError(f"a {type(data).__name__}, not an object")
+                except ValueError as error:
+                    complaint = DataError(place, f"malformed line: {error}", "one JSON object per line",
+                                          "mend the line, or set on_bad_record: skip")
+                    if bad is None:
+                        raise complaint from error
+                    bad(complaint)
+                    continue
+                yield Row(place, data)
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path}:{number}", f"cannot be read: {error}", "a readable file, plain or gzip") from error
+
+
+def _dataset_rows(config: SourceConfig, where: str) -> Iterator[Row]:
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(str(config.dataset), name=config.name, split=config.split, data_dir=config.data_dir,
+                            revision=config.revision, streaming=True)
+        for number, data in enumerate(rows):
+            yield Row(f"{config.dataset}[{config.split}] row {number}", dict(data))
+    except DataError:
+        raise
+    except Exception as error:  # the library raises many kinds: network, missing split, unknown builder
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(where, f"cannot load dataset {config.dataset!r}: {reason}", "a dataset id and split",
+                        "check the name and the network, or give `path` to a JSONL file") from error
+
+
+def checked(row: Row, build: Callable[[], T]) -> T:
+    """``build()``, with what goes wrong in it told as a `DataError` of this row."""
+    try:
+        return build()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        message = str(first["msg"]).removeprefix("Value error, ")
+        raise DataError(row.where, f"{place}: {message}" if place else message, "", "mend the row, or set "
+                        "on_bad_record: skip") from error
+
+
+class RowFeedback(FeedbackSource[S]):
+    """A feedback source that makes records of rows; a subclass says how in `records`."""
+
+    @abstractmethod
+    def records(self, row: Row) -> Iterable[Feedback]:
+        """The records of one row; may raise DataError or pydantic's ValidationError if it is a bad one."""
+
+    def __iter__(self) -> Iterator[Feedback]:
+        self.skipped = 0
+        found = False
+        for row in read_rows(self.config, self.context.where, self._bad if self._skips else None):
+            try:
+                records = checked(row, lambda row=row: list(self.records(row)))  # type: ignore[misc]
+            except DataError as error:
+                if not self._skips:
+                    raise
+                self._bad(error)
+                continue
+            found = found or bool(records)
+            yield from records
+        if self.skipped:
+            self.context.warn(f"{self.context.where}: skipped {self.skipped} bad records")
+        if not found:
+            origin = self.config.path or self.config.dataset
+            raise DataError(self.context.where, f"{origin} gives no feedback ({self.skipped} bad records skipped)",
+                            "at least one record", "check the file and the `columns` of the source")
+
+    @property
+    def _skips(self) -> bool:
+        return self.config.on_bad_record == "skip"
+
+    def _bad(self, error: DataError) -> None:
+        self.skipped += 1

@@ -1,0 +1,270 @@
+"""The built-in policy `causal-lm`: any decoder-only model of transformers, fully fine-tuned or with LoRA.
+
+The reference is not a second model: it is the trainable weights as they were, kept aside and swapped in while the
+reference speaks. Under LoRA that is a copy of the adapters; with fresh adapters it equals the base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..errors import ConfigError, DataError
+from ..functional import token_entropy, token_logprobs
+from ..interfaces import Context, Needs, Outputs, Policy, Sampling, State
+from ..randomness import derive_seed
+from ..records import Prompt, Rollout, Sample
+from .config import CausalLMConfig, Lora
+from .decoding import cut_at_stop, sample
+from .imitation import Imitation, Tokens
+from .loading import context_length, load_causal_lm
+from .network import PolicyNetwork
+from .text import Codec, pad_left, pad_right
+
+REFERENCE_FILE = "reference.safetensors"
+
+
+class CausalLM(Policy[CausalLMConfig]):
+    """A causal language model that acts, gives log-probabilities and values, and remembers its reference."""
+
+    def __init__(self, config: CausalLMConfig, context: Context) -> None:
+        super().__init__(config, context)
+        lm, tokenizer = load_causal_lm(config, context)
+        if config.lora is not None:
+            lm = _with_adapters(lm, config.lora, context)
+        self.critic: Literal["none", "shared", "separate"] = config.critic
+        self.network = PolicyNetwork(lm, config.critic).eval()
+        self.tokenizer = tokenizer
+        self.codec = Codec(tokenizer, context_length(lm), config.max_prompt_tokens, context.where)
+        self._reference: dict[str, Tensor] | None = None
+        self._speaks_as_reference = False
+
+    # --- parameters and state ---
+
+    @property
+    def module(self) -> nn.Module:
+        return self.network
+
+    @property
+    def value_parameters(self) -> list[nn.Parameter]:
+        return self.network.value_parameters()
+
+    def prepare(self, needs: Needs) -> None:
+        if needs.values or needs.bootstrap:
+            self.network.add_value_head()
+
+    def _policy_weights(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters of the language model itself, without those of the critic."""
+        return {name: p for name, p in self.network.lm.named_parameters() if p.requires_grad}
+
+    def state_dict(self) -> State:
+        """The trainable weights, value head included; frozen ones are where they were loaded from."""
+        weights = {name: p.detach() for name, p in self.network.named_parameters() if p.requires_grad}
+        return {"weights": weights, "has_values": self.network.value_head is not None}
+
+    def load_state_dict(self, state: State) -> None:
+        if state["has_values"]:
+            self.network.add_value_head()
+        own = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+        _copy_into(own, state["weights"], f"{self.context.where} checkpoint")
+
+    # --- acting ---
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, *, seed: int,
+                 sample_ids: Sequence[int] | None = None) -> Rollout:
+        numbers = list(range(len(prompts))) if sample_ids is None else list(sample_ids)
+        encoded = [self.codec.encode_prompt(prompt, sampling.max_new_tokens) for prompt in prompts]
+        prompt_ids, prompt_mask = pad_left(encoded, self.codec.pad, self.context.device)
+        self.network.eval()
+        with self.context.autocast():
+            drawn = sample(self.network, self.codec, prompt_ids, prompt_mask, sampling, seed=seed, sample_ids=numbers)
+        ids = [row[mask].tolist() for row, mask in zip(drawn.ids, drawn.attention, strict=True)]
+        samples = tuple(Sample(prompt, cut_at_stop(self.codec.decode(row), sampling.stop), tuple(row))
+                        for prompt, row in zip(prompts, ids, strict=True))
+        device = prompt_ids.device
+        return Rollout(
+            samples=samples, prompt_ids=prompt_ids, prompt_mask=prompt_mask, response_ids=drawn.ids,
+            attention=drawn.attention, mask=drawn.attention, logprobs=drawn.logprobs,
+            behaviour_logprobs=drawn.behaviour, truncated=drawn.truncated, temperature=sampling.temperature or 1.0,
+            groups=torch.arange(len(prompts), device=device), sample_ids=torch.tensor(numbers, device=device),
+        )
+
+    @torch.no_grad()
+    def encode(self, samples: Sequence[Sample], *, temperature: float = 1.0) -> Rollout:
+        device, rows = self.context.device, len(samples)
+        responses = [self.codec.encode_response(s.prompt, s.response) for s in samples]
+        prompts = [self.codec.encode_prompt(s.prompt, len(r)) for s, r in zip(samples, responses, strict=True)]
+        prompt_ids, prompt_mask = pad_left(prompts, self.codec.pad, device)
+        ids, mask = pad_right(responses, self.codec.pad, device)
+        numbers = torch.arange(rows, device=device)
+        rollout = Rollout(
+            samples=tuple(samples), prompt_ids=prompt_ids, prompt_mask=prompt_mask, response_ids=ids, attention=mask,
+            mask=mask, logprobs=torch.zeros(ids.shape, device=device), temperature=temperature,
+            truncated=torch.zeros(rows, dtype=torch.bool, device=device), groups=numbers, sample_ids=numbers,
+        )
+        return rollout.replace(logprobs=self.forward(rollout, Needs()).logprobs)
+
+    def token_ends(self, response_ids: Sequence[int]) -> list[int]:
+        return self.codec.token_ends(response_ids)
+
+    # --- evaluating ---
+
+    def forward(self, rollout: Rollout, needs: Needs) -> Outputs:
+        self.network.eval()  # no dropout: a token's probability is a fact, not a sample
+        values_wanted = needs.values or needs.bootstrap
+        with self.context.autocast():
+            logits, values = self.network.response_states(rollout.prompt_ids, rollout.prompt_mask,
+                                                          rollout.response_ids, rollout.attention,
+                                                          values=values_wanted)
+        logits = logits[:, :-1]  # (B, T, V); the last position predicts beyond the response
+        if rollout.temperature != 1.0:
+            logits = logits / rollout.temperature
+        padding = ~rollout.attention
+        top_ids = top_logprobs = None
+        if needs.top_k:
+            top = logits.float().log_softmax(-1).topk(needs.top_k, dim=-1)
+            top_ids, top_logprobs = top.indices, top.values
+        return Outputs(
+            logprobs=token_logprobs(logits, rollout.response_ids).masked_fill(padding, 0.0),
+            values=values[:, :-1].masked_fill(padding, 0.0) if values is not None and needs.values else None,
+            bootstrap=values.gather(1, rollout.lengths[:, None])[:, 0] if values is not None else None,
+            entropy=token_entropy(logits).masked_fill(padding, 0.0) if needs.entropy else None,
+            top_ids=top_ids, top_logprobs=top_logprobs,
+        )
+
+    # --- the reference ---
+
+    @contextmanager
+    def as_reference(self) -> Iterator[None]:
+        if self._reference is None:
+            raise ConfigError(self.context.where, "has no reference yet",
+                              fix="call set_reference('stage-start') first; the optimize stage does")
+        if self._speaks_as_reference:
+            yield
+            return
+        self._swap(self._reference)
+        self._speaks_as_reference = True
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._speaks_as_reference = False
+            self._swap(self._reference)
+
+    def _swap(self, other: dict[str, Tensor]) -> None:
+        for name, parameter in self._policy_weights().items():
+            parameter.data, other[name] = other[name], parameter.data
+        self.weights_changed()
+
+    def set_reference(self, source: str) -> None:
+        now = self._policy_weights()
+        if source == "stage-start":
+            self._reference = {name: p.detach().clone() for name, p in now.items()}
+            return
+        if source == "base":
+            weights = self._base_weights(now)
+        else:
+            weights = self._weights_at(Path(source))
+        target = {name: torch.empty_like(p) for name, p in now.items()}
+        _copy_into(target, weights, f"{self.context.where} reference {source!r}")
+        self._reference = target
+
+    def _base_weights(self, now: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+        """The weights before any training: adapters switched off, or the model as it was loaded."""
+        if self.config.lora is not None:
+            return {name: torch.zeros_like(p) if "lora_B" in name else p.detach().clone() for name, p in now.items()}
+        return dict(load_causal_lm(self.config, self.context)[0].named_parameters())
+
+    def _weights_at(self, path: Path) -> dict[str, Tensor]:
+        if (path / REFERENCE_FILE).is_file():
+            return load_file(path / REFERENCE_FILE)
+        if self.config.lora is None and (path / "config.json").is_file():
+            config = CausalLMConfig(model=str(path), trust_remote_code=self.config.trust_remote_code)
+            return dict(load_causal_lm(config, self.context)[0].named_parameters())
+        raise ConfigError(f"{self.context.where} reference", f"nothing to load at {path}",
+                          f"'stage-start', 'base', a folder with {REFERENCE_FILE}, or (full fine-tuning) a model folder")
+
+    def save_reference(self, directory: Path) -> None:
+        if self._reference is None:
+            raise ConfigError(self.context.where, "has no reference to save", fix="call set_reference() first")
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file({name: t.contiguous() for name, t in self._reference.items()}, directory / REFERENCE_FILE)
+
+    # --- learning from demonstrations, leaving the house ---
+
+    def trunk_copy(self) -> nn.Module:
+        """A trainable copy of the trunk as it is now, for models that start from the policy, such as a reward's."""
+        return self.network.trunk_copy()
+
+    def demonstrations(self, examples: Sequence[tuple[Prompt, str]], *, held_out: float) -> Imitation:
+        train: list[Tokens] = []
+        kept_out: list[Tokens] = []
+        for prompt, response in examples:
+            ids = self.codec.encode_response(prompt, response)
+            limit = self.codec.context
+            if limit is not None and self.config.max_prompt_tokens is not None:
+                ids = ids[:max(limit - self.config.max_prompt_tokens, 1)]
+            tokens = Tokens(self.codec.encode_prompt(prompt, len(ids)), ids)
+            (kept_out if prompt.in_share(held_out) else train).append(tokens)
+        if not train:
+            raise DataError(self.context.where, "no demonstration is left to train on", "at least one",
+                            "give more demonstrations, or a smaller held_out share")
+        return Imitation(self.network, self.codec, self.context, train, kept_out)
+
+    def export(self, directory: Path) -> None:
+        lm: Any = self.network.lm
+        if self.config.lora is not None:
+            lm.merge_adapter()
+            try:
+                model = lm.get_base_model()
+                weights = {name.replace(".base_layer", ""): t for name, t in model.state_dict().items()
+                           if "lora_" not in name}
+                model.save_pretrained(directory, state_dict=weights)
+            finally:
+                lm.unmerge_adapter()
+        else:
+            lm.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
+
+
+def _with_adapters(lm: Any, config: Lora, context: Context) -> Any:
+    """Wrap `lm` with peft adapters.
+
+    Raises:
+        ConfigError: a target module does not exist.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout,  # type: ignore[arg-type]
+                      target_modules=config.target_modules, task_type="CAUSAL_LM")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(context.stream("adapters")))
+        try:
+            return get_peft_model(lm, lora)
+        except ValueError as error:
+            linear = sorted({name.rpartition(".")[2] for name, m in lm.named_modules() if isinstance(m, nn.Linear)})
+            raise ConfigError(f"{context.where} lora.target_modules", f"{config.target_modules!r}: {error}",
+                              f"names among {', '.join(linear)}") from error
+
+
+def _copy_into(target: dict[str, Any], source: dict[str, Tensor], where: str) -> None:
+    """Copy tensors by name.
+
+    Raises:
+        ConfigError: a name or a shape does not fit.
+    """
+    missing, extra = sorted(target.keys() - source.keys()), sorted(source.keys() - target.keys())
+    wrong = [n for n in target.keys() & source.keys() if target[n].shape != source[n].shape]
+    if missing or wrong:
+        got = f"{len(missing)} weights are missing ({missing[:2]}), {len(wrong)} have another shape ({wrong[:2]})"
+        raise ConfigError(where, f"{got}, {len(extra)} are unknown", "weights of the same model",
+                          "use the configuration that they were saved with")
+    with torch.no_grad():
+        for name, tensor in target.items():
+            tensor.copy_(source[name])

@@ -1,0 +1,134 @@
+"""Where models and tokenizers come from: a folder, the hub, or fresh."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError
+from ..interfaces import Context
+from ..records import Comparison, Demonstration, Edit, Feedback
+
+if TYPE_CHECKING:
+    from .config import CausalLMConfig, FreshModel, FreshTokenizer
+
+# Tokenizers parallelise with threads that a later fork must not inherit; we never need their speed.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+logging.getLogger("transformers").setLevel(logging.ERROR)
+
+END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
+
+
+def feedback_texts(records: Iterable[Feedback]) -> Iterator[str]:
+    """Every prompt with each of its responses, as whole texts."""
+    for record in records:
+        if isinstance(record, Comparison):
+            responses: tuple[str, ...] = record.responses
+        elif isinstance(record, Edit):
+            responses = (record.original, record.edited)
+        elif isinstance(record, Demonstration):
+            responses = (record.response,)
+        else:
+            responses = (record.response or "",)
+        prompt = record.prompt.render()
+        yield from (prompt + record.prompt.render_response(response) for response in responses)
+
+
+def fresh_tokenizer(config: FreshTokenizer, context: Context) -> Any:
+    """Train a byte-level BPE tokenizer on the texts of the named feedback sources; the same texts give the same one."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=config.vocab_size, special_tokens=[END_OF_TEXT, PADDING],
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    texts = (text for id in config.text for text in feedback_texts(context.component("feedback", id)))
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=PADDING,
+                                   clean_up_tokenization_spaces=False)
+
+
+def fresh_model_config(config: FreshModel, tokenizer: Any, context: Context, **fixed: Any) -> Any:
+    """A transformers config of the wanted sizes for `tokenizer`.
+
+    Raises:
+        ConfigError: the architecture is unknown, or a size does not fit it.
+    """
+    from transformers import AutoConfig
+
+    ids = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id,
+           "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    try:
+        return AutoConfig.for_model(config.architecture, **ids, **config.sizes, **fixed)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{context.where} fresh", f"{config.architecture!r} with {config.sizes}: {error}",
+                          "a transformers model type and arguments of its config") from error
+
+
+def fresh_causal_lm(config: FreshModel, context: Context) -> tuple[Any, Any]:
+    """A model with seeded random weights, and its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = fresh_tokenizer(config.tokenizer, context)
+    model_config = fresh_model_config(config, tokenizer, context)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(context.stream("init"))
+        model = AutoModelForCausalLM.from_config(model_config)
+    tokenizer.model_max_length = context_length(model) or int(1e30)
+    return model.to(context.torch_dtype), tokenizer
+
+
+def load_causal_lm(config: CausalLMConfig, context: Context) -> tuple[Any, Any]:
+    """The model and tokenizer that `config` asks for, on the context's device.
+
+    Raises:
+        ConfigError: there is no such model, or no tokenizer with it.
+    """
+    if config.fresh is not None:
+        model, tokenizer = fresh_causal_lm(config.fresh, context)
+    else:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+        model = load_pretrained(AutoModelForCausalLM, config.model, context, dtype=context.torch_dtype, **options)
+        tokenizer = load_pretrained(AutoTokenizer, config.model, context, **options)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # only ever masked out: masks come from lengths, not from ids
+    size = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > size:
+        raise ConfigError(context.where, f"the tokenizer has {len(tokenizer)} entries, the embedding {size}",
+                          "a tokenizer that fits the model", "use the model's own tokenizer")
+    return model.to(context.device), tokenizer
+
+
+def load_pretrained(auto_class: Any, name: str | None, context: Context, **options: Any) -> Any:
+    """`from_pretrained` of a transformers auto class, safetensors only, with an error a person can act on.
+
+    Raises:
+        ConfigError: nothing can be loaded from `name`.
+    """
+    if "Tokenizer" not in auto_class.__name__:
+        options["use_safetensors"] = True  # a pickled checkpoint can run code
+    try:
+        return auto_class.from_pretrained(name, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        kind = "folder" if name and Path(name).exists() else "hub id (no folder is there)"
+        raise ConfigError(context.where, f"cannot load {kind} {name!r}: {reason}",
+                          "a folder or hub id with config.json, safetensors weights and a tokenizer",
+                          "check the path, relative to the registry file, or the network") from error
+
+
+def context_length(model: Any) -> int | None:
+    """Most positions the model has, or None if it has no limit."""
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        if getattr(config, name, None):
+            return int(getattr(config, name))
+    return None

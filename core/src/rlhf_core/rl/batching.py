@@ -1,0 +1,61 @@
+"""Putting rollouts of several processes together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..records import Rollout, Scores
+from ..records.rollout import PROMPT_COLUMNS
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def rollout_sizes(rollout: Rollout) -> list[int]:
+    """Tokens of each row, prompt and response."""
+    sizes: list[int] = (rollout.prompt_mask.sum(1) + rollout.attention.sum(1)).tolist()
+    return sizes
+
+
+def gathered(rollout: Rollout, accelerator: Accelerator | None) -> Rollout:
+    """The rollouts of all processes as one, in order of rank; everyone gets the same."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return rollout
+    from accelerate.utils import gather_object
+
+    device = rollout.mask.device
+    return joined(gather_object([rollout.to("cpu")])).to(device)
+
+
+def joined(rollouts: Sequence[Rollout]) -> Rollout:
+    """Rollouts one below the other, padded to a common width: prompts on the left, responses on the right."""
+    first = rollouts[0]
+    changes: dict[str, Tensor] = {}
+    for name in first.tensors():
+        parts = [r.tensors()[name] for r in rollouts]
+        changes[name] = torch.cat([_widen(p, max(q.shape[1] for q in parts), left=name in PROMPT_COLUMNS)
+                                   if p.dim() > 1 else p for p in parts])
+    scores = {name: _joined_scores([r.scores[name] for r in rollouts]) for name in first.scores}
+    samples = tuple(sample for r in rollouts for sample in r.samples)
+    return replace(first, samples=samples, scores=scores, **changes)
+
+
+def _widen(tensor: Tensor, width: int, *, left: bool) -> Tensor:
+    missing = width - tensor.shape[1]
+    pad = (0, 0) * (tensor.dim() - 2) + ((missing, 0) if left else (0, missing))
+    return torch.nn.functional.pad(tensor, pad)
+
+
+def _joined_scores(scores: Sequence[Scores]) -> Scores:
+    first = scores[0]
+    return Scores(
+        values=torch.cat([s.values for s in scores]),
+        spans=None if first.spans is None else tuple(span for s in scores for span in s.spans or ()),
+        abstained=None if first.abstained is None else torch.cat([s.abstained for s in scores if s.abstained is not None]),
+        parts={name: torch.cat([s.parts[name] for s in scores]) for name in first.parts},
+    )

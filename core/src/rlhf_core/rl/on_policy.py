@@ -1,0 +1,166 @@
+"""The common case of an optimizer: sample, prepare once, then minibatches of a loss over fresh log-probabilities.
+
+A subclass writes `prepare` and `loss`, and nothing else. The base samples, cuts minibatches by token budget,
+accumulates, clips, stops early on KL and gathers statistics.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..functional import kl_estimate
+from ..interfaces import Needs, Outputs, Policy, PolicyOptimizer, State, StepStats, TrainingData
+from ..randomness import derive_seed, permutation
+from ..records import Rollout
+from ..training import GradientSteps, as_floats, by_tokens, share, summed
+from .batching import rollout_sizes
+from .config import OnPolicyConfig
+
+C = TypeVar("C", bound=OnPolicyConfig)
+
+
+class Batch:
+    """Part of a rollout inside an update. Every entry of the rollout and of `prepare` is an attribute.
+
+    Attributes:
+        token_count, sample_count: of the whole optimizer step, over all micro-batches and processes. Sums divided by
+            them add up to the true mean: that is what `token_mean` and `sample_mean` do.
+    """
+
+    def __init__(self, rollout: Rollout, prepared: Mapping[str, Tensor], token_count: float, sample_count: float,
+                 ) -> None:
+        self.rollout = rollout
+        self.prepared = prepared
+        self.token_count, self.sample_count = token_count, sample_count
+
+    def __getattr__(self, name: str) -> Any:
+        prepared = self.__dict__.get("prepared", {})
+        if name in prepared:
+            return prepared[name]
+        try:
+            return getattr(self.__dict__["rollout"], name)
+        except (AttributeError, KeyError):
+            entries = ", ".join(sorted({*prepared, *self.__dict__["rollout"].tensors()}))
+            raise AttributeError(f"a batch has no {name!r}; it has {entries}. Return it from prepare(), or ask for it "
+                                 "with `needs` in the config") from None
+
+    def token_mean(self, x: Tensor) -> Tensor:
+        """This part's share of the mean over tokens of x (B, T): parts add up to the mean of the whole step."""
+        return torch.where(self.rollout.mask, x, torch.zeros_like(x)).sum() / self.token_count
+
+    def sample_mean(self, x: Tensor) -> Tensor:
+        """This part's share of the mean over samples of x (B,)."""
+        live = self.rollout.mask.any(1)
+        return torch.where(live, x, torch.zeros_like(x)).sum() / self.sample_count
+
+
+class OnPolicyOptimizer(PolicyOptimizer[C]):
+    """Base of algorithms that learn from samples of today's policy."""
+
+    @abstractmethod
+    def prepare(self, rollout: Rollout) -> Mapping[str, Tensor]:
+        """What the loss needs beside the rollout, such as advantages (B, T): every entry becomes ``batch.<name>``.
+
+        Called once per step with the whole batch of all processes, so that whitening needs no further thought.
+        Entries have B rows; those with T columns are cut to the batch like the rollout itself.
+        """
+
+    @abstractmethod
+    def loss(self, batch: Batch, new: Outputs) -> tuple[Tensor, Mapping[str, Any]]:
+        """The loss of a part of the step, as a sum of shares (`batch.token_mean`, `batch.sample_mean`, or a function
+        of `functional` with ``denominator=batch.token_count``), and statistics that are shares in the same way.
+
+        `batch.logprobs` are the old log-probabilities, `new` is today's policy, with gradient.
+        """
+
+    @property
+    def update_needs(self) -> Needs:
+        """What `new` is to hold in `loss`."""
+        return self.config.needs
+
+    def bind(self, policy: Policy[Any], total_steps: int) -> None:
+        super().bind(policy, total_steps)
+        config = self.config
+        if config.samples_per_prompt < config.needs.samples_per_prompt:
+            raise ConfigError(self.context.where, f"samples_per_prompt is {config.samples_per_prompt}",
+                              f"at least {config.needs.samples_per_prompt}: its baseline compares samples of one prompt",
+                              f"set samples_per_prompt: {max(4, config.needs.samples_per_prompt)}")
+        policy.prepare(config.needs)
+        samples = config.prompts_per_step * config.samples_per_prompt
+        updates = total_steps * config.epochs * -(-samples // config.minibatch_size)
+        parameters = [p for p in policy.module.parameters() if p.requires_grad]
+        self.gradient = GradientSteps(parameters, config, updates, self.context)
+
+    def step(self, data: TrainingData) -> StepStats:
+        config = self.config
+        rollout = data.rollout(config.prompts_per_step, samples_per_prompt=config.samples_per_prompt)
+        prepared = self.prepare(rollout)
+        history: list[dict[str, float]] = []
+        for epoch in range(config.epochs):
+            order = permutation(derive_seed(self.context.seed, "minibatches", data.step, epoch), len(rollout))
+            for start in range(0, len(order), config.minibatch_size):
+                stats, went_on = self._update(rollout, prepared, order[start:start + config.minibatch_size], data.step)
+                history.append(stats)
+                if not went_on:
+                    return self._summary(history, stopped=True)
+        return self._summary(history, stopped=False)
+
+    def _update(self, rollout: Rollout, prepared: Mapping[str, Tensor], rows: Sequence[int], step: int,
+                ) -> tuple[dict[str, float], bool]:
+        """One update of the weights from the samples at `rows`; False if the policy had moved too far already."""
+        live = [row for row in rows if bool(rollout.mask[row].any())]
+        tokens = float(rollout.mask[live].sum())
+        if not live:
+            return {}, True
+        mine = [live[i] for i in share(len(live), self.context.accelerator)]
+        sums: dict[str, float] = {}
+        for part in by_tokens(rollout_sizes(rollout), self.config.micro_batch_tokens, mine):
+            cut = rollout.select(part)
+            entries = {name: _cut(entry, rollout, part, cut) for name, entry in prepared.items()}
+            batch = Batch(cut, entries, tokens, float(len(live)))
+            new = self.policy.forward(cut, self.update_needs)
+            loss, stats = self.loss(batch, new)
+            loss.backward()  # type: ignore[no-untyped-call]
+            moved = kl_estimate(cut.logprobs, new.logprobs.detach(), kind="k3")  # KL(old || new), samples from old
+            shares = {"loss": loss.detach(), "approx_kl": batch.token_mean(moved), **stats}
+            for name, value in as_floats(shares).items():
+                sums[name] = sums.get(name, 0.0) + value
+        sums = summed(sums, self.context.accelerator)
+        if self.config.target_kl is not None and sums["approx_kl"] > self.config.target_kl:
+            self.gradient.clear()
+            return sums, False
+        return {**sums, **self.gradient.step(frozen=self.frozen(step))}, True
+
+    def frozen(self, step: int) -> Sequence[torch.nn.Parameter]:
+        """Parameters that do not move at this step; none by default."""
+        return ()
+
+    def _summary(self, history: Sequence[Mapping[str, float]], *, stopped: bool) -> StepStats:
+        """Means over the updates of a step."""
+        names = dict.fromkeys(name for stats in history for name in stats)
+        means = {}
+        for name in names:
+            values = [stats[name] for stats in history if name in stats]
+            means[name if "/" in name else f"policy/{name}"] = sum(values) / len(values)
+        updates = sum("grad_norm" in stats for stats in history)
+        return {**means, "policy/updates": float(updates), "policy/stopped_early": float(stopped)}
+
+    def state_dict(self) -> State:
+        return {"gradient": self.gradient.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        self.gradient.load_state_dict(state["gradient"])
+
+
+def _cut(entry: Tensor, rollout: Rollout, rows: Sequence[int], cut: Rollout) -> Tensor:
+    """The rows of a prepared entry, and where it has a column per token, the columns of the cut rollout."""
+    entry = entry[list(rows)]
+    if entry.dim() > 1 and entry.shape[1] == rollout.mask.shape[1]:
+        entry = entry[:, :cut.mask.shape[1]]
+    return entry

@@ -1,0 +1,105 @@
+"""From scores to token rewards: the weighted mix of rewards, its checks, and the placing of credit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import RewardError
+from ..interfaces import Policy, RewardModel
+from ..records import Rollout, Sample, Scores
+
+
+@dataclass(frozen=True)
+class RewardMix:
+    """Rewards by id with their weights; the score of a sample is the weighted sum."""
+
+    models: Mapping[str, RewardModel]
+    weights: Mapping[str, float]
+
+    def score(self, rollout: Rollout) -> Rollout:
+        """The rollout with `scores`, `score` and `abstained`.
+
+        A sample on which any reward abstains has no score: its score is 0, its mask empty, and it is a group of its
+        own, so that it has no weight in any loss or baseline.
+
+        Raises:
+            RewardError: a reward gave the wrong number of scores, or one that is not finite.
+        """
+        scores = {name: checked_scores(model, rollout.samples) for name, model in self.models.items()}
+        device = rollout.mask.device
+        total = torch.zeros(len(rollout), device=device)
+        abstained = torch.zeros(len(rollout), dtype=torch.bool, device=device)
+        for name, s in scores.items():
+            total += self.weights[name] * s.values.to(total)
+            if s.abstained is not None:
+                abstained |= s.abstained.to(device)
+        alone = rollout.groups.max() + 1 + rollout.sample_ids
+        return rollout.replace(
+            scores=scores, score=total.masked_fill(abstained, 0.0), abstained=abstained,
+            mask=rollout.mask & ~abstained[:, None], groups=torch.where(abstained, alone, rollout.groups),
+        )
+
+
+@torch.no_grad()
+def checked_scores(model: RewardModel, samples: Sequence[Sample]) -> Scores:
+    """``model.score(samples)``, looked over.
+
+    Raises:
+        RewardError: not one score per sample, a score that is not finite, or a span outside its response.
+    """
+    where = model.context.where
+    scores = model.score(samples)
+    if scores.values.shape != (len(samples),):
+        shape = tuple(scores.values.shape)
+        raise RewardError(where, f"scores of shape {shape} for {len(samples)} samples",
+                          f"one score per sample, shape ({len(samples)},)", "return as many scores as completions")
+    valid = torch.isfinite(scores.values)
+    if scores.abstained is not None:
+        valid = valid | scores.abstained.to(valid.device)
+    if not bool(valid.all()):
+        i = int((~valid).nonzero()[0])
+        raise RewardError(where, f"score {float(scores.values[i])} for sample {i}: {show(samples[i])}",
+                          "a finite number", "return None (function rewards) or abstain where there is no opinion")
+    for i, spans in enumerate(scores.spans or ()):
+        for span in spans:
+            if not 0 <= span.start < span.end <= len(samples[i].response):
+                raise RewardError(where, f"span [{span.start}, {span.end}) of sample {i}: {show(samples[i])}",
+                                  f"a range inside its {len(samples[i].response)} characters")
+    return scores
+
+
+def show(sample: Sample) -> str:
+    """A sample in one line, for messages."""
+    return f"{sample.prompt.render()[-80:]!r} -> {sample.response[:160]!r}"
+
+
+def token_rewards(rollout: Rollout, score: Tensor, mix: RewardMix, policy: Policy) -> Tensor:
+    """Place the (shaped) `score` (B,) on tokens: rewards (B, T) whose rows sum to it.
+
+    A span's credit, times its reward's weight, goes to the last token of the span; what spans do not account for goes
+    to the response's last token. Rows with an empty mask stay 0.
+    """
+    rewards = torch.zeros(rollout.mask.shape, device=rollout.mask.device)
+    for name, scores in rollout.scores.items():
+        for row, spans in enumerate(scores.spans or ()):
+            own = rollout.mask[row].nonzero()[:, 0].tolist()
+            if not spans or not own:
+                continue
+            ends = policy.token_ends(rollout.response_ids[row][rollout.attention[row]].tolist())
+            for span in spans:
+                last = next((t for t, end in enumerate(ends) if end >= span.end), own[-1])
+                place = max((t for t in own if t <= last), default=own[0])
+                rewards[row, place] += mix.weights[name] * span.credit
+    rest = score - rewards.sum(1)  # (B,)
+    positions = torch.arange(rollout.mask.shape[1], device=rewards.device)
+    last_token = torch.where(rollout.mask, positions, -1).amax(1)  # (B,), -1: nothing to pay
+    paid = last_token >= 0
+    rows = paid.nonzero()[:, 0]
+    rewards[rows, last_token[rows]] += rest[rows]
+    return rewards
+
+

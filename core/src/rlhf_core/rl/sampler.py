@@ -1,0 +1,94 @@
+"""From prompts to scored rollouts: environment, evaluation under policy and reference, rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..interfaces import Context, Environment, Needs, OnlineReward, Outputs, Policy, Sampling, StepStats
+from ..records import Prompt, Rollout, Sample
+from ..training import by_tokens, share
+from .batching import gathered, rollout_sizes
+from .rewards import RewardMix
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Samples and scores; what training and evaluation have in common.
+
+    Attributes:
+        forward_tokens: most tokens, padding included, in one forward pass without gradients.
+        rescore: take the policy's log-probabilities from an evaluation, not as recorded while decoding.
+    """
+
+    policy: Policy[Any]
+    environment: Environment[Any]
+    mix: RewardMix
+    context: Context
+    forward_tokens: int = 32_768
+    rescore: bool = False
+
+    def rollout(self, prompts: Sequence[Prompt], samples_per_prompt: int, sampling: Sampling, needs: Needs, *,
+                seed: int, learn: bool = False) -> tuple[Rollout, StepStats]:
+        """Scored samples of `prompts`, those of one prompt side by side, over all processes.
+
+        `learn`: let online rewards learn from the samples before they are scored. Returns their statistics as well.
+        """
+        mine = share(len(prompts), self.context.accelerator)
+        repeated = [prompts[i] for i in mine for _ in range(samples_per_prompt)]
+        ids = [i * samples_per_prompt + k for i in mine for k in range(samples_per_prompt)]
+        rollout = self.environment.rollout(self.policy, repeated, sampling, seed=seed, sample_ids=ids)
+        groups = torch.tensor([i for i in mine for _ in range(samples_per_prompt)], device=rollout.mask.device)
+        rollout = self.evaluated(rollout.replace(groups=groups), needs, rescore=self.rescore)
+        stats: StepStats = {}
+        for name, model in self.mix.models.items():
+            if learn and isinstance(model, OnlineReward):
+                update = model.update(rollout, self.score_logprobs)
+                stats.update({f"reward/{name}/{key}": value for key, value in update.items()})
+        return gathered(self.mix.score(rollout), self.context.accelerator), stats
+
+    @torch.no_grad()
+    def evaluated(self, rollout: Rollout, needs: Needs, *, rescore: bool) -> Rollout:
+        """`rollout` with what `needs` asks for, computed in parts; `rescore` replaces `logprobs` as well."""
+        if rescore or needs.values or needs.bootstrap or needs.entropy or needs.top_k:
+            out = self._forward(rollout, needs)
+            found = {name: value for name, value in vars(out).items() if value is not None and name != "logprobs"}
+            rollout = rollout.replace(**found, **({"logprobs": out.logprobs} if rescore else {}))
+        if needs.reference:
+            with self.policy.as_reference():
+                rollout = rollout.replace(reference_logprobs=self._forward(rollout, Needs()).logprobs)
+        return rollout
+
+    def _forward(self, rollout: Rollout, needs: Needs) -> Outputs:
+        """`policy.forward` in parts of similar length, put back in place."""
+        whole: dict[str, Tensor] = {}
+        for rows in by_tokens(rollout_sizes(rollout), self.forward_tokens):
+            part = self.policy.forward(rollout.select(rows), needs)
+            for name, value in vars(part).items():
+                if value is None:
+                    continue
+                if name not in whole:
+                    shape = (len(rollout), rollout.mask.shape[1], *value.shape[2:])[:max(value.dim(), 1)]
+                    whole[name] = value.new_zeros(shape)
+                if value.dim() > 1:
+                    whole[name][rows, :value.shape[1]] = value
+                else:
+                    whole[name][rows] = value
+        return Outputs(**whole)
+
+    def score_logprobs(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+        """log-probabilities of whole responses under policy and reference, each (B,)."""
+        policies: list[Tensor] = []
+        references: list[Tensor] = []
+        for start in range(0, len(samples), 32):
+            rollout = self.evaluated(self.policy.encode(samples[start:start + 32]), Needs(reference=True), rescore=False)
+            policies.append(rollout.logprobs.sum(1))
+            references.append((rollout.reference_logprobs if rollout.reference_logprobs is not None
+                               else rollout.logprobs).sum(1))
+        return torch.cat(policies), torch.cat(references)
+
+

@@ -1,0 +1,386 @@
+"""The runner: it alone loops over steps, logs, checkpoints, evaluates, listens to signals, and resumes.
+
+A checkpoint is taken every so many steps and at the end of each stage. It holds the policy, the state of the running
+stage and of the components that change in it, and what earlier stages left; what they fitted lies in `components/`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from ruamel.yaml import YAML
+
+from ..errors import ConfigError, PluginError, RLHFError, RunError
+from ..interfaces import Component, ComponentSpec, Context, Policy, Stage, StageConfig, State, StepStats
+from ..randomness import derive_seed, seed_everything
+from ..registry import ResolvedPipeline, ResolvedStage, load_function
+from . import checkpoint
+from .directory import CHECKPOINTS, METRICS, PROVENANCE, REGISTRY, SAMPLES, SUMMARY, TIMINGS, Log, write_json
+from .display import Display
+from .provenance import provenance
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+KEPT = "components"
+
+
+class Plugins(Protocol):
+    """What the runner uses of the plugin manager."""
+
+    def notify(self, hook: str, **arguments: Any) -> list[str]: ...
+
+    def import_class(self, spec: ComponentSpec, role: Literal["factory", "config"]) -> Any: ...
+
+
+class Interrupted(RLHFError):
+    """A signal asked the run to stop; it has, at a checkpoint."""
+
+    def __init__(self, number: int, directory: Path, resume: str) -> None:
+        self.exit_code = 128 + number
+        super().__init__(f"run {directory}", f"stopped by {signal.Signals(number).name} at a checkpoint",
+                         fix=f"go on with: {resume}")
+
+
+class Runner:
+    """One run of a resolved pipeline in `directory`; also the `Run` that stages and listeners see."""
+
+    def __init__(self, resolved: ResolvedPipeline, plugins: Plugins, directory: Path, display: Display, *,
+                 dry_run: bool = False) -> None:
+        self.resolved, self.plugins, self.directory, self.display = resolved, plugins, directory, display
+        self.pipeline, self.seed = resolved.name, resolved.settings.seed
+        self.artefacts: dict[str, Any] = {}
+        self.warnings: list[str] = []
+        self.dry_run = dry_run
+        self.accelerator = _accelerator(resolved, directory)
+        self.context = Context(
+            seed=self.seed, device=str(self.accelerator.device), dtype=resolved.settings.dtype, directory=directory,
+            accelerator=self.accelerator, resolve=self.component, warn=self.warn, kind="pipeline", id=resolved.name,
+            functions={name: load_function(f, resolved.root) for name, f in resolved.functions.items()})
+        self._components: dict[tuple[str, str], Component[Any]] = {}
+        self._metrics, self._timings = Log(directory / METRICS), Log(directory / TIMINGS)
+        self._steps: dict[str, int] = {}
+        self._signal: int | None = None
+        self._global_step = 0
+
+    # --- what stages and listeners use ---
+
+    @property
+    def policy(self) -> Policy[Any]:
+        policy: Policy[Any] = self.component("policy", self.resolved.settings.policy)
+        return policy
+
+    def component(self, kind: str, id: str) -> Any:
+        """The component, built at its first use; one object per run."""
+        key = (kind, id)
+        if key not in self._components:
+            declared = self.resolved.components.get(key)
+            if declared is None:
+                raise ConfigError(f"pipeline {self.pipeline!r}", f"{kind} {id!r} is not part of it",
+                                  "a component that the pipeline names")
+            factory = self.plugins.import_class(declared.spec, "factory")
+            component: Component[Any] = factory(declared.config, self.context.named(kind, id))
+            kept = self.artefacts.get("kept", {}).get(f"{kind}.{id}")
+            source = self.directory / kept if kept else Path(declared.load) if declared.load else None
+            if source is not None:
+                component.load_state_dict(checkpoint.load(source))
+            self._components[key] = component
+        return self._components[key]
+
+    def warn(self, message: str) -> None:
+        if message not in self.warnings:
+            self.warnings.append(message)
+            self.display.warn(message)
+
+    def keep(self, component: Component[Any]) -> None:
+        name = f"{component.context.kind}.{component.context.id}"
+        if self._main:
+            checkpoint.save(self.directory / KEPT / name, component.state_dict())
+        self.artefacts.setdefault("kept", {})[name] = f"{KEPT}/{name}"
+
+    @property
+    def _main(self) -> bool:
+        return bool(self.accelerator.is_main_process)
+
+    # --- the run ---
+
+    def run(self, *, resume: bool) -> dict[str, Any]:
+        """Run every stage, or the rest of them, and return what summary.json holds."""
+        state = self._latest() if resume else None
+        if state is None:
+            self._write_head()
+        stages = self.resolved.stages
+        self.display.start(self.pipeline, self.directory, self.resolved.settings.policy, [s.id for s in stages])
+        first, results = self._restore(state)
+        self._notify("rlhf_run_started", run=self)
+        self._start_trackers()
+        with self._signals():
+            for index in range(first, len(stages)):
+                inside = state["stage"] if state is not None and index == first else None
+                results[stages[index].id] = self._run_stage(index, inside, results)
+        summary = self._finish(results)
+        self._notify("rlhf_run_finished", run=self, summary=summary)
+        self.accelerator.end_training()
+        return summary
+
+    def _run_stage(self, index: int, inside: State | None, results: dict[str, Any]) -> dict[str, Any]:
+        declared = self.resolved.stages[index]
+        name, config = declared.id, declared.config
+        assert isinstance(config, StageConfig)
+        seed_everything(derive_seed(self.seed, "setup", name))
+        factory = self.plugins.import_class(declared.spec, "factory")
+        stage: Stage[Any] = factory(config, self.context.named("stage", name))
+        stage.setup(self)
+        watch = Watch(config)
+        done = 0
+        if inside is not None:
+            done = inside["step"]
+            stage.load_state_dict(inside["stage"])
+            for key, component in stage.components().items():
+                component.load_state_dict(inside["components"][key])
+            watch.load_state_dict(inside["watch"])
+        total = min(stage.total, 1) if self.dry_run else stage.total
+        self._steps[name] = stage.total
+        self.display.stage(name, stage.total, done)
+        try:
+            for step in range(done, total):
+                self._step(stage, declared, step, watch)
+                if watch.satisfied:
+                    self.display.say(f"{name}: stopped at step {step + 1}, {config.until.metric} reached "  # type: ignore[union-attr]
+                                     f"{config.until.at_least}")  # type: ignore[union-attr]
+                    break
+                every = self.resolved.settings.checkpoint_every
+                last = step + 1 == total
+                if self._signal is not None or (every and (step + 1) % every == 0 and not last):
+                    self._checkpoint(index, step + 1, stage, watch, results)
+                if self._signal is not None:
+                    raise Interrupted(self._signal, self.directory,
+                                      f"rlhf run {self.pipeline} --resume --out {self.directory}")
+        finally:
+            self.display.close_stage()
+        if watch.best_value is not None:
+            self.policy.load_state_dict(checkpoint.load(self._best(name)))
+        result = stage.finish()
+        self.artefacts.setdefault("stages_done", []).append(name)
+        results[name] = result
+        if index + 1 < len(self.resolved.stages):
+            self._checkpoint(index + 1, 0, None, None, results)
+        return result
+
+    def _step(self, stage: Stage[Any], declared: ResolvedStage, step: int, watch: Watch) -> None:
+        """One step: seeded, timed, evaluated if it is its turn, logged."""
+        seed_everything(derive_seed(self.seed, "step", declared.id, step))
+        started = time.perf_counter()
+        stats = dict(stage.step(step))
+        seconds = time.perf_counter() - started
+        every = declared.config.evaluate_every  # type: ignore[attr-defined]
+        if every and (step + 1) % every == 0:
+            measured = stage.evaluate()
+            if watch.look(measured, declared.id) and self._main:
+                checkpoint.save(self._best(declared.id), self.policy.state_dict())
+            stats.update({f"eval/{name}": value for name, value in measured.items()})
+        self._log(declared.id, step + 1, stats, seconds)
+        self.display.step(declared.id, step + 1, stage.total, stats)
+        self._notify("rlhf_step_finished", run=self, stage=declared.id, step=step + 1, stats=stats)
+
+    def _log(self, stage: str, step: int, stats: StepStats, seconds: float) -> None:
+        self._global_step += 1
+        if self._main:
+            self._metrics.append({"stage": stage, "step": step, **stats})
+            self._timings.append({"stage": stage, "step": step, "seconds": round(seconds, 4)})
+        if self.resolved.settings.trackers:
+            self.accelerator.log(stats, step=self._global_step)
+
+    def _finish(self, results: dict[str, Any]) -> dict[str, Any]:
+        seconds: dict[str, float] = {}
+        for entry in self._timings:
+            seconds[entry["stage"]] = seconds.get(entry["stage"], 0.0) + entry["seconds"]
+        samples = [{"stage": name, **sample} for name, result in results.items() for sample in result.get("samples", ())]
+        shown = {name: {key: value for key, value in result.items() if key != "samples"}
+                 for name, result in results.items()}
+        parameters = list(self.policy.module.parameters())
+        summary = {"pipeline": self.pipeline, "seed": self.seed, "stages": shown, "steps": self._steps,
+                   "seconds": seconds, "parameters": self.policy.parameter_count,
+                   "trainable": sum(p.numel() for p in parameters if p.requires_grad), "warnings": self.warnings}
+        if self._main:
+            (self.directory / SAMPLES).unlink(missing_ok=True)
+            log = Log(self.directory / SAMPLES)
+            for sample in samples:
+                log.append(sample)
+            write_json(self.directory / SUMMARY, summary)
+        return summary
+
+    def _notify(self, hook: str, **arguments: Any) -> None:
+        for problem in self.plugins.notify(hook, **arguments):
+            self.warn(problem)
+
+    # --- checkpoints ---
+
+    def _checkpoint(self, index: int, step: int, stage: Stage[Any] | None, watch: Watch | None,
+                    results: dict[str, Any]) -> None:
+        """Save everything that has changed; `stage` is None between stages."""
+        name = self.resolved.stages[index].id
+        inside: State | None = None
+        if stage is not None and watch is not None:
+            inside = {"step": step, "stage": stage.state_dict(), "watch": watch.state_dict(),
+                      "components": {key: c.state_dict() for key, c in stage.components().items()}}
+        state = {"index": index, "stage": inside, "policy": self.policy.state_dict(), "artefacts": self.artefacts,
+                 "results": results, "steps": self._steps, "warnings": self.warnings, "global_step": self._global_step,
+                 "metrics": self._metrics.size, "timings": self._timings.size}
+        if self._main:
+            folder = self.directory / CHECKPOINTS
+            path = folder / f"{self._global_step:06d}-{name}-{step}"
+            checkpoint.save(path, state)
+            for old in _checkpoints(self.directory)[:-max(self.resolved.settings.keep_checkpoints, 1)]:
+                shutil.rmtree(old)
+            self._notify("rlhf_checkpoint_saved", run=self, path=path)
+
+    def _best(self, stage: str) -> Path:
+        return self.directory / "best" / stage
+
+    def _latest(self) -> State | None:
+        if (self.directory / SUMMARY).exists():
+            raise RunError(f"run directory {self.directory}", "the run is complete", "an unfinished run",
+                           "look at its report.html, or start a new run without --resume")
+        found = _checkpoints(self.directory)
+        if not found:
+            for log in (self._metrics, self._timings):
+                log.cut(0)
+            return None
+        return checkpoint.load(found[-1])
+
+    def _restore(self, state: State | None) -> tuple[int, dict[str, Any]]:
+        """Put everything back where a checkpoint left it; returns the stage to go on with and the results so far."""
+        if state is None:
+            return 0, {}
+        self.artefacts, self.warnings = state["artefacts"], list(state["warnings"])
+        self._global_step, self._steps = state["global_step"], state["steps"]
+        self._metrics.cut(state["metrics"])
+        self._timings.cut(state["timings"])
+        self.policy.load_state_dict(state["policy"])
+        if "reference" in self.artefacts:
+            self.policy.set_reference(str(self.directory / "references" / self.artefacts["reference"]))
+        self.display.say(f"resumed at step {self._global_step}")
+        return state["index"], state["results"]
+
+    def _write_head(self) -> None:
+        """What is known before the first step: the resolved registry and where everything comes from."""
+        if not self._main:
+            return
+        resolved = self.resolved.to_dict()
+        with (self.directory / REGISTRY).open("w", encoding="utf-8") as file:
+            YAML().dump(resolved, file)
+        write_json(self.directory / PROVENANCE, provenance(
+            self.pipeline, self.seed, self.resolved.root, [resolved], self.context.device))
+
+    def _start_trackers(self) -> None:
+        if self.resolved.settings.trackers:
+            self.accelerator.init_trackers(self.pipeline, config={"pipeline": self.pipeline, "seed": self.seed})
+
+    # --- signals ---
+
+    def _signals(self) -> _Signals:
+        return _Signals(self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is not None:
+            os._exit(128 + number)  # asked twice: at once, and the last checkpoint is whole
+        self._signal = number
+        self.display.say(f"{signal.Signals(number).name}: finishing this step, then a checkpoint; again to stop at once")
+
+
+class Watch:
+    """Keeps an eye on the evaluations during a stage, for `best` and `until`."""
+
+    def __init__(self, config: StageConfig) -> None:
+        self.config = config
+        self.best_value: float | None = None
+        self.reached = 0
+
+    def look(self, measured: Mapping[str, float], stage: str) -> bool:
+        """Take in an evaluation; True if it is the best so far.
+
+        Raises:
+            ConfigError: `best` or `until` name a metric that is not measured.
+        """
+        best, until = self.config.best, self.config.until
+        for key, name in (("best", best), ("until.metric", until.metric if until else None)):
+            if name is not None and name not in measured:
+                raise ConfigError(f"stage {stage!r} {key}", f"no metric {name!r}", f"one of {', '.join(measured)}",
+                                  "name a metric that the stage's evaluation has")
+        if until is not None:
+            self.reached = self.reached + 1 if measured[until.metric] >= until.at_least else 0
+        if best is None or (self.best_value is not None and measured[best] <= self.best_value):
+            return False
+        self.best_value = measured[best]
+        return True
+
+    @property
+    def satisfied(self) -> bool:
+        until = self.config.until
+        return until is not None and self.reached >= until.patience
+
+    def state_dict(self) -> State:
+        return {"best_value": self.best_value, "reached": self.reached}
+
+    def load_state_dict(self, state: State) -> None:
+        self.best_value, self.reached = state["best_value"], state["reached"]
+
+
+class _Signals:
+    """Routes SIGINT and SIGTERM to a handler for as long as the run lasts; outside the main thread it does nothing."""
+
+    def __init__(self, handler: Callable[[int, FrameType | None], None]) -> None:
+        self.handler = handler
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self.before = {n: signal.signal(n, self.handler) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def _checkpoints(directory: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(p for p in (directory / CHECKPOINTS).glob("[0-9]*") if p.is_dir())
+
+
+def _accelerator(resolved: ResolvedPipeline, directory: Path) -> Accelerator:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    settings = resolved.settings
+    trackers = [_known_tracker(name, resolved.name) for name in settings.trackers]
+    AcceleratorState._reset_state()  # a second run in one process may want another precision
+    return Accelerator(cpu=settings.device == "cpu", mixed_precision="bf16" if settings.precision == "bf16" else "no",
+                       log_with=trackers or None, project_dir=str(directory))
+
+
+def _known_tracker(name: str, pipeline: str) -> str:
+    """`name`, if accelerate knows it and its library is installed.
+
+    Raises:
+        ConfigError, PluginError: it is not.
+    """
+    import importlib.util
+
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    known = {str(getattr(kind, "value", kind)) for kind in LOGGER_TYPE_TO_CLASS}
+    if name not in known:
+        raise ConfigError(f"pipeline {pipeline!r} trackers", repr(name), f"one of {', '.join(sorted(known))}")
+    module = {"comet_ml": "comet_ml"}.get(name, name)
+    if importlib.util.find_spec(module) is None:
+        raise PluginError(f"pipeline {pipeline!r} trackers", f"{name!r} is not installed", fix=f"pip install {name}")
+    return name

@@ -1,0 +1,78 @@
+"""Configurations of the built-in stages; importing them does not import torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ..interfaces import Config, Ref, RelativePath, Sampling, StageConfig, SupervisedConfig
+
+
+class SFTConfig(StageConfig, SupervisedConfig):
+    """Imitate demonstrations. Of comparisons the best response is taken, of edits the edited one."""
+
+    feedback: list[Ref["feedback"]] = Field(min_length=1, description="feedback sources")
+    max_examples: int | None = Field(default=None, ge=1, description="use at most this many")
+
+
+class FitRewardConfig(StageConfig):
+    """Fit a reward model; its own config says how."""
+
+    reward: Ref["reward"] = Field(description="the reward to fit")
+    feedback: list[Ref["feedback"]] = Field(min_length=1, description="feedback sources it learns from")
+
+
+class EvaluationConfig(Config):
+    """What is measured during a stage."""
+
+    prompts: Ref["prompts"] = Field(description="prompts kept out of training")
+    metrics: list[Ref["metric"]] = Field(default=["reward", "kl", "length"], description="what is measured")
+    limit: int = Field(default=64, ge=1, description="use the first so many prompts")
+
+
+class OptimizeConfig(StageConfig):
+    """Improve the policy against rewards."""
+
+    optimizer: Ref["optimizer"] = Field(description="the algorithm")
+    steps: int = Field(ge=1, description="optimizer steps")
+    prompts: Ref["prompts"] | None = Field(default=None, description="what responses are sampled for")
+    feedback: list[Ref["feedback"]] = Field(default_factory=list, description="offline records, for those that use them")
+    rewards: dict[Ref["reward"], float] = Field(default_factory=dict, description="rewards and their weights")
+    shapers: list[Ref["shaper"]] = Field(default_factory=list, description="applied in this order, sequence level first")
+    sampling: Sampling = Field(default_factory=lambda: Sampling(), description="how responses are drawn")
+    environment: Ref["environment"] = Field(default="single-turn", description="what turns prompts into rollouts")
+    reference: str = Field(default="stage-start", description="stage-start: the policy as this stage found it; base: before any training; or a path"
+    )
+    old_logprobs: Literal["auto", "recorded", "rescored"] = Field(default="auto", description="as recorded while decoding, or evaluated again; auto: again under mixed precision"
+    )
+    forward_tokens: int = Field(default=32_768, ge=1, description="most tokens in a forward pass without gradients")
+    evaluation: EvaluationConfig | None = Field(default=None, description="what `evaluate_every` measures")
+
+    @model_validator(mode="after")
+    def _evaluation_is_said(self) -> OptimizeConfig:
+        if self.evaluate_every and self.evaluation is None:
+            raise ValueError("`evaluate_every` needs `evaluation: {prompts: ..., metrics: [...]}`")
+        if not self.prompts and not self.feedback:
+            raise ValueError("give `prompts` to sample for, `feedback` to learn from offline, or both")
+        if self.prompts and not self.rewards:
+            raise ValueError("sampled responses need `rewards`, such as {helpful: 1.0}")
+        return self
+
+
+class EvaluateConfig(StageConfig):
+    """Measure the policy, beside the reference of the last optimize stage where there is one."""
+
+    prompts: Ref["prompts"] = Field(description="prompts kept out of training")
+    metrics: list[Ref["metric"]] = Field(default=["reward", "kl", "length"], description="what is measured")
+    rewards: dict[Ref["reward"], float] | None = Field(default=None, description="the mix that the metric `reward` shows; by "
+                                                                         "default that of the last optimize stage")
+    sampling: Sampling | None = Field(default=None, description="by default that of the last optimize stage")
+    samples: int = Field(default=8, ge=0, description="how many samples go into the report, before and after side by side")
+    forward_tokens: int = Field(default=32_768, ge=1, description="most tokens in a forward pass")
+
+
+class ExportConfig(StageConfig):
+    """Write the policy as a plain Hugging Face model folder, adapters merged, with a model card."""
+
+    path: RelativePath | None = Field(default=None, description="where; by default `export` in the run directory")

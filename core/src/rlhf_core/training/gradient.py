@@ -1,0 +1,109 @@
+"""Taking gradient steps: AdamW, schedule, clipping, and the sum of gradients over processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..errors import NumericalError
+from ..interfaces import Context, OptimizerSettings, State
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class GradientSteps:
+    """AdamW over some parameters with the settings' schedule.
+
+    Losses are normalised by counts of the whole optimizer step, so gradients of micro-batches and of processes are
+    summed, never averaged.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], settings: OptimizerSettings, total: int, context: Context,
+                 ) -> None:
+        self.parameters = list(parameters)
+        self.settings, self.total, self.context = settings, max(total, 1), context
+        self.taken = 0
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, betas=settings.betas,
+                                           eps=settings.adam_eps, weight_decay=settings.weight_decay)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        s = self.settings
+        if self.taken < s.warmup_steps:
+            return s.learning_rate * (self.taken + 1) / s.warmup_steps
+        done = min((self.taken - s.warmup_steps) / max(self.total - s.warmup_steps, 1), 1.0)
+        if s.lr_schedule == "linear":
+            return s.learning_rate * (1 - done)
+        if s.lr_schedule == "cosine":
+            return s.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+        return s.learning_rate
+
+    def step(self, frozen: Sequence[nn.Parameter] = ()) -> dict[str, float]:
+        """Sum gradients over processes, clip their global norm, step and clear them; `frozen` ones stay as they are.
+
+        Raises:
+            NumericalError: the gradient is not finite; the weights are left as they were.
+        """
+        for parameter in frozen:
+            parameter.grad = None
+        self._sum_over_processes(frozen)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
+        if not math.isfinite(norm):
+            self.clear()
+            raise NumericalError(self.context.where, f"gradient norm {norm} at update {self.taken}", "a finite loss",
+                                 "lower learning_rate, or look for extreme rewards; the last checkpoint is whole")
+        rate = self.learning_rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.clear()
+        self.taken += 1
+        return {"grad_norm": norm, "learning_rate": rate}
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _sum_over_processes(self, frozen: Sequence[nn.Parameter]) -> None:
+        accelerator = self.context.accelerator
+        if accelerator is None or accelerator.num_processes == 1:
+            return
+        skipped = {id(p) for p in frozen}
+        for parameter in self.parameters:
+            if id(parameter) not in skipped:
+                grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = accelerator.reduce(grad, reduction="sum")
+
+    def state_dict(self) -> State:
+        inner = self.optimizer.state_dict()["state"]
+        return {"taken": self.taken, "moments": {str(index): dict(state) for index, state in inner.items()}}
+
+    def load_state_dict(self, state: State) -> None:
+        self.taken = int(state["taken"])
+        whole = self.optimizer.state_dict()
+        whole["state"] = {int(index): moments for index, moments in state["moments"].items()}
+        self.optimizer.load_state_dict(whole)
+
+
+def summed(stats: dict[str, float], accelerator: Accelerator | None) -> dict[str, float]:
+    """Statistics that are parts of sums, added up over processes."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return stats
+    from accelerate.utils import gather_object
+
+    total: dict[str, float] = {}
+    for part in gather_object([stats]):
+        for name, value in part.items():
+            total[name] = total.get(name, 0.0) + value
+    return total
+
+
+def as_floats(stats: dict[str, Any]) -> dict[str, float]:
+    """Plain numbers from tensors or numbers."""
+    return {name: float(value) for name, value in stats.items()}

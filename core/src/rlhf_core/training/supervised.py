@@ -1,0 +1,86 @@
+"""The one supervised loop: behind sft, behind every reward that is trained by gradient, and from plain Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..errors import DataError, NumericalError
+from ..interfaces import Context, State, StepStats, SupervisedConfig, SupervisedTask
+from ..randomness import derive_seed, permutation, seed_everything
+from .batching import by_tokens, share
+from .gradient import GradientSteps, summed
+
+
+class SupervisedLoop:
+    """Trains the parameters of a task, one optimizer step per `step`.
+
+    Batches are drawn without replacement, in an order derived from the seed and the epoch. The loss of a batch is a
+    sum over its examples divided by their total count, whatever the micro-batches and processes.
+
+    Raises:
+        DataError: the task has no example to train on.
+    """
+
+    def __init__(self, task: SupervisedTask, config: SupervisedConfig, context: Context) -> None:
+        if not task.train:
+            raise DataError(context.where, "no example is left to train on", "at least one",
+                            "give more feedback, or a smaller held_out share")
+        self.task, self.config, self.context = task, config, context
+        self.per_epoch = -(-len(task.train) // config.batch_size)
+        self.total = self.per_epoch * config.epochs
+        parameters = [p for p in task.module.parameters() if p.requires_grad]
+        self.gradient = GradientSteps(parameters, config, self.total, context)
+        self._sizes = [task.size(example) for example in task.train]
+
+    def step(self, index: int) -> StepStats:
+        """Optimizer step `index` of `total`.
+
+        Raises:
+            NumericalError: the loss is not finite; the weights are left as they were.
+        """
+        task, config = self.task, self.config
+        epoch, place = divmod(index, self.per_epoch)
+        order = permutation(derive_seed(self.context.seed, self.context.where, "epoch", epoch), len(task.train))
+        rows = order[place * config.batch_size:(place + 1) * config.batch_size]
+        count = sum(task.count(task.train[row]) for row in rows)
+        mine = [rows[i] for i in share(len(rows), self.context.accelerator)]
+        sums: dict[str, float] = {}
+        task.module.train()
+        try:
+            for part in by_tokens(self._sizes, config.micro_batch_tokens, mine):
+                loss = task.loss([task.train[row] for row in part])
+                (loss.total / count).backward()  # type: ignore[no-untyped-call]
+                for name, value in {"loss": float(loss.total.detach()), **loss.stats}.items():
+                    sums[name] = sums.get(name, 0.0) + value / count
+        finally:
+            task.module.eval()
+        sums = summed(sums, self.context.accelerator)
+        try:
+            return {**sums, **self.gradient.step(), "epoch": (index + 1) / self.per_epoch}
+        except NumericalError as error:
+            error.got += f", loss {sums.get('loss')}"
+            raise
+
+    def evaluate(self) -> StepStats:
+        """Metrics on held-out examples; nothing if none were kept out."""
+        self.task.module.eval()
+        return self.task.evaluate(self.task.held_out) if self.task.held_out else {}
+
+    def state_dict(self) -> State:
+        return self.gradient.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        self.gradient.load_state_dict(state)
+
+
+def fit_task(task: SupervisedTask, config: SupervisedConfig, context: Context,
+             each: Callable[[int, StepStats], None] = lambda index, stats: None) -> StepStats:
+    """Run the whole loop and return the held-out metrics: what `RewardModel.fit` of a gradient-trained reward does.
+
+    `each` is called with the index and the statistics of every step.
+    """
+    loop = SupervisedLoop(task, config, context)
+    for index in range(loop.total):
+        seed_everything(derive_seed(context.seed, context.where, "fit", index))
+        each(index, loop.step(index))
+    return loop.evaluate()

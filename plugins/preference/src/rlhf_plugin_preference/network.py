@@ -1,0 +1,66 @@
+"""A trunk of transformers with a scalar head."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from rlhf_core.errors import ConfigError
+from rlhf_core.interfaces import Context
+from rlhf_core.policies.loading import context_length, fresh_model_config, fresh_tokenizer, load_pretrained
+from torch import Tensor, nn
+
+from .config import PreferenceRewardConfig
+
+
+class ScalarModel(nn.Module):
+    """One number per text: a linear head on the last token's hidden state, or on the mean over tokens."""
+
+    def __init__(self, trunk: nn.Module, hidden_size: int, pooling: str, generator: torch.Generator) -> None:
+        super().__init__()
+        self.trunk, self.pooling = trunk, pooling
+        dtype = next(trunk.parameters()).dtype
+        self.head = nn.Linear(hidden_size, 1, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+        nn.init.normal_(self.head.weight, std=1 / (hidden_size + 1) ** 0.5, generator=generator)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """ids, mask: (B, S), right-padded. Returns (B,) scores in float32 or better."""
+        hidden: Tensor = self.trunk(input_ids=ids, attention_mask=mask.long()).last_hidden_state  # (B, S, H)
+        if self.pooling == "last":
+            pooled = hidden[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]
+        else:
+            pooled = hidden.masked_fill(~mask[..., None], 0.0).sum(1) / mask.sum(1, keepdim=True)
+        with torch.autocast(pooled.device.type, enabled=False):
+            scores: Tensor = self.head(pooled.to(self.head.weight.dtype))[:, 0]
+        return scores
+
+
+def build(config: PreferenceRewardConfig, context: Context) -> tuple[ScalarModel, Any, int]:
+    """The model, its tokenizer and the most tokens it takes."""
+    from transformers import AutoModel, AutoTokenizer
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(context.stream("init"))
+        if config.fresh is not None:
+            tokenizer = fresh_tokenizer(config.fresh.tokenizer, context)
+            trunk = AutoModel.from_config(fresh_model_config(config.fresh, tokenizer, context)).to(context.torch_dtype)
+        elif config.policy is not None:
+            # the usual start: language learnt in sft is not learnt again (Ouyang et al., 2022, section 3.5)
+            policy = context.component("policy", config.policy)
+            if not hasattr(policy, "trunk_copy"):
+                raise ConfigError(context.where, f"policy {config.policy!r} has no trunk to start from",
+                                  "a policy such as causal-lm", "give `model` or `fresh` instead")  # fmt: skip
+            trunk, tokenizer = policy.trunk_copy(), copy.deepcopy(policy.tokenizer)
+        else:
+            options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+            trunk = load_pretrained(AutoModel, config.model, context, dtype=context.torch_dtype, **options)
+            tokenizer = load_pretrained(AutoTokenizer, config.model, context, **options)
+        generator = torch.Generator().manual_seed(context.stream("head"))
+        if tokenizer.eos_token_id is None:  # encoders close a text with their separator
+            tokenizer.eos_token = tokenizer.sep_token
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        model = ScalarModel(trunk, trunk.config.get_text_config().hidden_size, config.pooling, generator)
+    return model.to(context.device).eval(), tokenizer, min(config.max_tokens, context_length(trunk) or config.max_tokens)

@@ -1,0 +1,109 @@
+"""Four rules that score a response by its text alone; the prompt is not read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from math import fsum
+
+import regex  # type: ignore[import-untyped]
+import torch
+from rlhf_core.errors import RewardError
+from rlhf_core.interfaces import Context, RewardModel
+from rlhf_core.records import Sample, Scores, Span
+from torch import Tensor
+
+from .config import KeywordsConfig, LengthConfig, RegexConfig, RepetitionConfig
+from .text import BOUNDARY, words
+
+
+def _tensor(values: Sequence[float], context: Context) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=context.device)  # (B,)
+
+
+class Keywords(RewardModel[KeywordsConfig]):
+    """Weights of preferred keywords found, minus weights of avoided ones.
+
+    The response is read from left to right and the longest keyword at a place wins; what it covers belongs to it
+    alone, also beyond `max_count`. So with `avoid: [not happy]` and `prefer: [happy]`, "not happy" only costs. Every
+    hit that counts is a span, and the spans add up to the score.
+    """
+
+    def __init__(self, config: KeywordsConfig, context: Context) -> None:
+        super().__init__(config, context)
+        self._credits = tuple(config.weights.values())
+        keywords = "|".join(rf"({regex.escape(word)})".replace(r"\ ", r"\s+") for word in config.weights)
+        edge = BOUNDARY if config.whole_words else ""
+        self._pattern = regex.compile(f"(?V1){edge}(?:{keywords}){edge}", regex.IGNORECASE if config.ignore_case else 0)
+
+    def score(self, samples: Sequence[Sample]) -> Scores:
+        spans = tuple(tuple(self._hits(sample.response)) for sample in samples)
+        return Scores(_tensor([fsum(span.credit for span in row) for row in spans], self.context), spans)
+
+    def _hits(self, response: str) -> Iterator[Span]:
+        count: Counter[int] = Counter()
+        for match in self._pattern.finditer(response):
+            keyword = match.lastindex - 1  # each keyword is one group
+            count[keyword] += 1
+            if count[keyword] <= self.config.max_count:
+                yield Span(match.start(), match.end(), self._credits[keyword])
+
+
+class Length(RewardModel[LengthConfig]):
+    """``max(floor, -scale * max(0, |n - target| / target - tolerance))``: 0 near the target, linear beyond.
+
+    n counts words (see `words`) or characters (Unicode code points, without the white space around the response).
+    """
+
+    def score(self, samples: Sequence[Sample]) -> Scores:
+        return Scores(_tensor([self._reward(sample.response) for sample in samples], self.context))
+
+    def _reward(self, response: str) -> float:
+        c = self.config
+        n = len(words(response)) if c.unit == "words" else len(response.strip())
+        return max(c.floor, c.scale * min(0.0, c.tolerance - abs(n - c.target) / c.target))
+
+
+class Regex(RewardModel[RegexConfig]):
+    """`found` if the pattern matches, else `missing`.
+
+    A match that `search` finds is a span that earns `found`, so the credit goes to where it ends. A pattern with nested
+    repetition can take time exponential in the length of a response; it is stopped after `timeout`, with an error.
+    """
+
+    def score(self, samples: Sequence[Sample]) -> Scores:
+        spans = [self._find(sample.response) for sample in samples]
+        values = [self.config.missing if span is None else span.credit for span in spans]
+        if self.config.match == "fullmatch":
+            return Scores(_tensor(values, self.context))
+        return Scores(_tensor(values, self.context), tuple((s,) if s and s.end > s.start else () for s in spans))
+
+    def _find(self, response: str) -> Span | None:
+        c = self.config
+        try:
+            if c.match == "search":
+                match = c.compiled.search(response, timeout=c.timeout)
+            else:
+                match = c.compiled.fullmatch(response.strip(), timeout=c.timeout)
+        except TimeoutError as error:
+            raise RewardError(
+                self.context.where,
+                f"pattern {c.pattern!r} was still searching a response of {len(response)} characters after "
+                f"{c.timeout:g} s",
+                "a pattern without nested repetition",
+                "write a+ for (a+)+ or (a|aa)+, or raise `timeout`",
+            ) from error
+        return Span(match.start(), match.end(), c.found) if match else None
+
+
+class Repetition(RewardModel[RepetitionConfig]):
+    """``-weight * (1 - distinct / total)`` over word n-grams; 0 for responses of fewer than n words."""
+
+    def score(self, samples: Sequence[Sample]) -> Scores:
+        return Scores(_tensor([self._reward(sample.response) for sample in samples], self.context))
+
+    def _reward(self, response: str) -> float:
+        c = self.config
+        tokens = words(response.casefold() if c.ignore_case else response)
+        ngrams = list(zip(*(tokens[i:] for i in range(c.n)), strict=False))
+        return c.weight * (len(set(ngrams)) / len(ngrams) - 1) if ngrams else 0.0

@@ -36,7 +36,8 @@ from gold import gold
 COUNTS = {"held_out": 128, "prompts": 400, "demonstrations": 1500, "comparisons": 2500}
 ANNOTATORS = {"ada": 0.05, "ben": 0.08, "chloe": 0.10, "dan": 0.15, "eve": 0.40}  # name -> tau
 AGENTS = ("fay", "gus", "hal")
-CLOSE = 0.5  # share of pairs that differ in one element
+CLOSE = 0.5  # share of pairs that differ in one element,
+ELEMENTS = (0, 1, 1, 1, 2)  # which is most often the remedy: the one that takes the prompt to judge
 DAMAGED = 0.3  # share of pairs in which one reply is damaged
 TIES_KEPT = 0.2  # share of the pairs of equal gold that is not drawn again
 START = datetime(2025, 3, 3, 9, tzinfo=UTC)
@@ -116,14 +117,14 @@ TIMES = {topic: ORDER if topic in ("invoice", "delivery", "refund") else FAULT f
 
 # The agent: opening, remedy, closing.
 REMEDIES: dict[str, tuple[str, ...]] = {
-    "password": ("Please use the password link.", "You can use the password link on our page."),
-    "printer": ("Please clean the printer tray.", "You can clean the printer tray and try again."),
-    "wifi": ("Please restart the wifi router.", "You can restart the wifi router and try again."),
-    "screen": ("Please check the screen cable.", "You can check the screen cable on both sides."),
-    "login": ("We will unlock the login.", "We can unlock the login for you today."),
-    "invoice": ("We will send a corrected invoice.", "We can send a corrected invoice by mail."),
-    "delivery": ("Please follow the delivery online.", "You can follow the delivery online with your number."),
-    "refund": ("We will pay the refund.", "We can pay the refund in five days."),
+    "password": ("Please use the password link.", "You can use the password link."),
+    "printer": ("Please clean the printer tray.", "You can clean the printer tray."),
+    "wifi": ("Please restart the wifi router.", "You can restart the wifi router."),
+    "screen": ("Please check the screen cable.", "You can check the screen cable."),
+    "login": ("We will unlock the login.", "We can unlock the login."),
+    "invoice": ("We will send a corrected invoice.", "We can send a corrected invoice."),
+    "delivery": ("Please follow the delivery online.", "You can follow the delivery online."),
+    "refund": ("We will pay the refund.", "We can pay the refund."),
 }
 VAGUE = ("Please wait.", "Please call us tomorrow.", "We will look into it.", "Maybe it helps to start again.")
 Weighted = dict[tuple[str, ...], float]  # sentences that say the same -> how often one of them is said
@@ -200,7 +201,7 @@ def draw_pair(rng: Random, topic: str) -> tuple[str, str, float]:
     while True:
         first, second = draw_reply(rng, topic), draw_reply(rng, topic)
         if rng.random() < CLOSE:
-            at = rng.randrange(3)
+            at = rng.choice(ELEMENTS)
             second = (*first[:at], second[at], *first[at + 1 :])  # type: ignore[assignment]
         a, b = text(first), text(second)
         if rng.random() < DAMAGED:

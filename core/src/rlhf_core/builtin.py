@@ -29,6 +29,7 @@ COMPONENTS = [
           "any transformers causal LM: from a path, the hub or fresh; full fine-tuning or LoRA"),
     _spec("prompts", "jsonl", "components.prompts", "Prompts", "prompts from a JSONL file"),
     _spec("prompts", "dataset", "components.prompts", "Prompts", "prompts from a dataset of the hub"),
+    _spec("prompts", "feedback", "components.prompts", "FeedbackPrompts", "the prompts of a feedback source, each once"),
     _spec("feedback", "demonstrations", "components.demonstrations", "Demonstrations",
           "responses to imitate, from JSONL or the hub"),
     _spec("reward", "function", "components.function", "FunctionReward",

@@ -26,7 +26,7 @@ from .interfaces.specs import API_VERSION, ComponentSpec, Hooks, KindSpec
 CORE = "rlhf-core"
 DISABLE = "RLHF_DISABLE_PLUGINS"
 HOOKS = [name for name in vars(Hooks) if name.startswith("rlhf_")]
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 REFERENCE = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 
 FIRST_PARTY = {

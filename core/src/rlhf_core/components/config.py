@@ -6,11 +6,22 @@ from typing import Literal
 
 from pydantic import Field
 
-from ..interfaces import Config, Needs, Ref, SourceConfig
+from ..interfaces import Config, FeedbackRef, FunctionRef, Needs, RewardRef, SourceConfig
 
 
 class PromptsConfig(SourceConfig):
     """Rows with a `prompt` column: text or chat messages."""
+
+
+class FeedbackPromptsConfig(Config):
+    """The prompts that a feedback source answers, each once."""
+
+    feedback: FeedbackRef = Field(description="the feedback source")
+    part: Literal["all", "train", "held-out"] = Field(
+        default="all", description="all of them, those that sft and fit-reward train on, or those they keep out"
+    )
+    share: float = Field(default=0.1, gt=0, lt=1, description="the held-out share, as in sft and fit-reward")
+    limit: int | None = Field(default=None, ge=1, description="use the first so many")
 
 
 class DemonstrationsConfig(SourceConfig):
@@ -20,7 +31,7 @@ class DemonstrationsConfig(SourceConfig):
 class FunctionRewardConfig(Config):
     """A Python function of the registry's `functions:` section."""
 
-    function: Ref["function"] = Field(description="its name in `functions:`")
+    function: FunctionRef = Field(description="its name in `functions:`")
 
 
 class KLConfig(Config):
@@ -40,7 +51,7 @@ class KLConfig(Config):
 class RewardMetricConfig(Config):
     """The score of a reward."""
 
-    reward: Ref["reward"] | None = Field(default=None, description="which one; by default the mix that was optimised")
+    reward: RewardRef | None = Field(default=None, description="which one; by default the mix that was optimised")
 
 
 class KLMetricConfig(Config):

@@ -1,4 +1,4 @@
-"""Prompts from a JSONL file or a dataset: a `prompt` column, and all further columns as fields."""
+"""Prompts from a JSONL file, a dataset, or the records of a feedback source."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from ..errors import DataError
 from ..interfaces import Context, PromptSource, read_rows
 from ..interfaces.rows import checked
 from ..records import Prompt
-from .config import PromptsConfig
+from .config import FeedbackPromptsConfig, PromptsConfig
 
 
 class Prompts(PromptSource[PromptsConfig]):
-    """Reads all rows when it is built. `skipped` counts bad ones where the config says to skip them."""
+    """A `prompt` column, and all further columns as fields; read when it is built. `skipped` counts bad ones where the config says to skip them."""
 
     def __init__(self, config: PromptsConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -34,6 +34,29 @@ class Prompts(PromptSource[PromptsConfig]):
 
     def _bad(self, error: DataError) -> None:
         self.skipped += 1
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def __getitem__(self, index: int) -> Prompt:
+        return self._prompts[index]
+
+
+class FeedbackPrompts(PromptSource[FeedbackPromptsConfig]):
+    """The prompts of a feedback source, in the order of their first appearance."""
+
+    def __init__(self, config: FeedbackPromptsConfig, context: Context) -> None:
+        super().__init__(config, context)
+        found: dict[str, Prompt] = {}
+        for record in context.component("feedback", config.feedback):
+            if config.part == "all" or record.prompt.in_share(config.share) == (config.part == "held-out"):
+                found.setdefault(record.prompt.render(), record.prompt)
+            if config.limit is not None and len(found) == config.limit:
+                break
+        self._prompts = list(found.values())
+        if not self._prompts:
+            raise DataError(context.where, f"feedback {config.feedback!r} has no prompts in the part {config.part!r}",
+                            "at least one", "take another part, or a larger share")
 
     def __len__(self) -> int:
         return len(self._prompts)

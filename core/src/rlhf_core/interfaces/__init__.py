@@ -1,47 +1,96 @@
-"""Interfaces: abstract classes, configuration, component specs and hooks. Importing them does not import torch."""
+"""Interfaces: abstract classes, configuration, component specs and hooks.
 
-from .components import (
-    Component,
-    Environment,
-    FeedbackSource,
-    LossSum,
-    Metric,
-    OnlineReward,
-    Outputs,
-    Policy,
-    PolicyOptimizer,
-    PromptSource,
-    RewardModel,
-    RewardShaper,
-    Run,
-    Stage,
-    State,
-    StepStats,
-    SupervisedTask,
-    TrainingData,
-)
-from .config import (
-    Config,
-    ModelName,
-    Needs,
-    OptimizerSettings,
-    Ref,
-    RelativePath,
-    Sampling,
-    SourceConfig,
-    StageConfig,
-    SupervisedConfig,
-    Until,
-    references,
-)
-from .context import Context
-from .rows import Row, RowFeedback, read_rows
-from .specs import API_VERSION, ComponentSpec, Hooks, KindSpec, hookimpl, hookspec
+Importing them does not import torch; each name loads its module at first use, so that a plugin that is only listed
+costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .components import (
+        Component,
+        Environment,
+        FeedbackSource,
+        LossSum,
+        Metric,
+        OnlineReward,
+        Outputs,
+        Policy,
+        PolicyOptimizer,
+        PromptSource,
+        RewardModel,
+        RewardShaper,
+        Run,
+        Stage,
+        State,
+        StepStats,
+        SupervisedTask,
+        TrainingData,
+    )
+    from .config import (
+        Config,
+        EnvironmentRef,
+        FeedbackRef,
+        FunctionRef,
+        MetricRef,
+        ModelName,
+        Needs,
+        OptimizerRef,
+        OptimizerSettings,
+        PolicyRef,
+        PromptsRef,
+        RefTo,
+        RelativePath,
+        RewardRef,
+        Sampling,
+        ShaperRef,
+        SourceConfig,
+        StageConfig,
+        SupervisedConfig,
+        Until,
+        references,
+    )
+    from .context import Context
+    from .rows import Row, RowFeedback, read_rows
+    from .specs import API_VERSION, ComponentSpec, Hooks, KindSpec, hookimpl, hookspec
+
+_NAMES = {
+    "components": [
+        "Component", "Environment", "FeedbackSource", "LossSum", "Metric", "OnlineReward", "Outputs", "Policy",
+        "PolicyOptimizer", "PromptSource", "RewardModel", "RewardShaper", "Run", "Stage", "State", "StepStats",
+        "SupervisedTask", "TrainingData",
+    ],
+    "config": [
+        "Config", "EnvironmentRef", "FeedbackRef", "FunctionRef", "MetricRef", "ModelName", "Needs", "OptimizerRef",
+        "OptimizerSettings", "PolicyRef", "PromptsRef", "RefTo", "RelativePath", "RewardRef", "Sampling",
+        "ShaperRef", "SourceConfig", "StageConfig", "SupervisedConfig", "Until", "references",
+    ],
+    "context": [
+        "Context",
+    ],
+    "rows": [
+        "Row", "RowFeedback", "read_rows",
+    ],
+    "specs": [
+        "API_VERSION", "ComponentSpec", "Hooks", "KindSpec", "hookimpl", "hookspec",
+    ],
+}  # fmt: skip
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
-    "API_VERSION", "Component", "ComponentSpec", "Config", "Context", "Environment", "FeedbackSource", "Hooks",
-    "KindSpec", "LossSum", "Metric", "ModelName", "Needs", "OnlineReward", "OptimizerSettings", "Outputs", "Policy",
-    "PolicyOptimizer", "PromptSource", "Ref", "RelativePath", "RewardModel", "RewardShaper", "Row", "RowFeedback", "Run", "Sampling",
-    "SourceConfig", "Stage", "StageConfig", "State", "StepStats", "SupervisedConfig", "SupervisedTask", "TrainingData", "Until", "hookimpl", "hookspec",
-    "read_rows", "references",
+    "API_VERSION", "Component", "ComponentSpec", "Config", "Context", "Environment", "EnvironmentRef", "FeedbackRef",
+    "FeedbackSource", "FunctionRef", "Hooks", "KindSpec", "LossSum", "Metric", "MetricRef", "ModelName", "Needs",
+    "OnlineReward", "OptimizerRef", "OptimizerSettings", "Outputs", "Policy", "PolicyOptimizer", "PolicyRef",
+    "PromptSource", "PromptsRef", "RefTo", "RelativePath", "RewardModel", "RewardRef", "RewardShaper", "Row",
+    "RowFeedback", "Run", "Sampling", "ShaperRef", "SourceConfig", "Stage", "StageConfig", "State", "StepStats",
+    "SupervisedConfig", "SupervisedTask", "TrainingData", "Until", "hookimpl", "hookspec", "read_rows", "references",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

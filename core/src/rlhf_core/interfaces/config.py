@@ -34,7 +34,8 @@ class Needs:
 class Config(BaseModel):
     """Base of every component's configuration: unknown keys are errors, and nothing changes after it is built."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False,
+                              defer_build=True)  # built at first use: listing components must be quick
 
     @property
     def needs(self) -> Needs:
@@ -49,11 +50,16 @@ class RefTo:
     kind: str
 
 
-class Ref:
-    """``Ref["reward"]`` is the type of a config field that names a component of that kind."""
-
-    def __class_getitem__(cls, kind: str) -> Any:
-        return Annotated[str, RefTo(kind)]
+# A config field of one of these types names a component; of a kind of your own: Annotated[str, RefTo("engine")]
+PolicyRef = Annotated[str, RefTo("policy")]
+PromptsRef = Annotated[str, RefTo("prompts")]
+FeedbackRef = Annotated[str, RefTo("feedback")]
+RewardRef = Annotated[str, RefTo("reward")]
+ShaperRef = Annotated[str, RefTo("shaper")]
+OptimizerRef = Annotated[str, RefTo("optimizer")]
+EnvironmentRef = Annotated[str, RefTo("environment")]
+MetricRef = Annotated[str, RefTo("metric")]
+FunctionRef = Annotated[str, RefTo("function")]  # an entry of the registry's `functions:` section
 
 
 def _from_root(value: str, info: ValidationInfo) -> str:

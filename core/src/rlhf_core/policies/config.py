@@ -6,13 +6,13 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ..interfaces import Config, ModelName, Ref
+from ..interfaces import Config, ModelName, FeedbackRef
 
 
 class FreshTokenizer(Config):
     """A byte-level BPE tokenizer trained on the texts of feedback sources."""
 
-    text: list[Ref["feedback"]] = Field(min_length=1, description="feedback sources whose prompts and responses it sees")
+    text: list[FeedbackRef] = Field(min_length=1, description="feedback sources whose prompts and responses it sees")
     vocab_size: int = Field(default=1024, ge=260, description="entries, the 256 bytes and two special tokens among them")
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers.utils import logging as transformers_logging
+
 from ..errors import ConfigError
 from ..interfaces import Context
 from ..records import Comparison, Demonstration, Edit, Feedback
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 # Tokenizers parallelise with threads that a later fork must not inherit; we never need their speed.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 logging.getLogger("transformers").setLevel(logging.ERROR)
+transformers_logging.disable_progress_bar()  # it would draw over our own
 
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
 

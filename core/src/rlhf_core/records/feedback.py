@@ -9,14 +9,14 @@ import hashlib
 import json
 from collections.abc import Iterator
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
 
 class Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 class Message(Record):
@@ -214,5 +214,13 @@ class Sentiment(FeedbackRecord):
 Feedback: TypeAlias = Annotated[
     Rating | Comparison | Edit | Demonstration | Keywords | Sentiment, Field(discriminator="kind")
 ]
-parse_feedback = TypeAdapter[Feedback](Feedback).validate_python
-"""Build the right record from a dict with a `kind`; raises pydantic's ValidationError."""
+
+
+@lru_cache(maxsize=1)
+def _adapter() -> TypeAdapter[Feedback]:
+    return TypeAdapter(Feedback)
+
+
+def parse_feedback(data: Any) -> Feedback:
+    """The right record for a dict with a `kind`. Raises pydantic's ValidationError."""
+    return _adapter().validate_python(data)

@@ -20,7 +20,7 @@ from .resolved import Declared
 from .words import ID, ID_WORDS, dotted, expect_mapping, listed, show, suggest
 
 FUNCTION = "function"
-"""``Ref["function"]`` names an entry of `functions:`; it is no kind of component."""
+"""``FunctionRef`` names an entry of `functions:`; it is no kind of component."""
 
 DECLARATION = ["use", "config", "load"]
 

@@ -6,42 +6,42 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ..interfaces import Config, Ref, RelativePath, Sampling, StageConfig, SupervisedConfig
+from ..interfaces import Config, EnvironmentRef, FeedbackRef, MetricRef, OptimizerRef, PromptsRef, RewardRef, ShaperRef, RelativePath, Sampling, StageConfig, SupervisedConfig
 
 
 class SFTConfig(StageConfig, SupervisedConfig):
     """Imitate demonstrations. Of comparisons the best response is taken, of edits the edited one."""
 
-    feedback: list[Ref["feedback"]] = Field(min_length=1, description="feedback sources")
+    feedback: list[FeedbackRef] = Field(min_length=1, description="feedback sources")
     max_examples: int | None = Field(default=None, ge=1, description="use at most this many")
 
 
 class FitRewardConfig(StageConfig):
     """Fit a reward model; its own config says how."""
 
-    reward: Ref["reward"] = Field(description="the reward to fit")
-    feedback: list[Ref["feedback"]] = Field(min_length=1, description="feedback sources it learns from")
+    reward: RewardRef = Field(description="the reward to fit")
+    feedback: list[FeedbackRef] = Field(min_length=1, description="feedback sources it learns from")
 
 
 class EvaluationConfig(Config):
     """What is measured during a stage."""
 
-    prompts: Ref["prompts"] = Field(description="prompts kept out of training")
-    metrics: list[Ref["metric"]] = Field(default=["reward", "kl", "length"], description="what is measured")
+    prompts: PromptsRef = Field(description="prompts kept out of training")
+    metrics: list[MetricRef] = Field(default=["reward", "kl", "length"], description="what is measured")
     limit: int = Field(default=64, ge=1, description="use the first so many prompts")
 
 
 class OptimizeConfig(StageConfig):
     """Improve the policy against rewards."""
 
-    optimizer: Ref["optimizer"] = Field(description="the algorithm")
+    optimizer: OptimizerRef = Field(description="the algorithm")
     steps: int = Field(ge=1, description="optimizer steps")
-    prompts: Ref["prompts"] | None = Field(default=None, description="what responses are sampled for")
-    feedback: list[Ref["feedback"]] = Field(default_factory=list, description="offline records, for those that use them")
-    rewards: dict[Ref["reward"], float] = Field(default_factory=dict, description="rewards and their weights")
-    shapers: list[Ref["shaper"]] = Field(default_factory=list, description="applied in this order, sequence level first")
+    prompts: PromptsRef | None = Field(default=None, description="what responses are sampled for")
+    feedback: list[FeedbackRef] = Field(default_factory=list, description="offline records, for those that use them")
+    rewards: dict[RewardRef, float] = Field(default_factory=dict, description="rewards and their weights")
+    shapers: list[ShaperRef] = Field(default_factory=list, description="applied in this order, sequence level first")
     sampling: Sampling = Field(default_factory=lambda: Sampling(), description="how responses are drawn")
-    environment: Ref["environment"] = Field(default="single-turn", description="what turns prompts into rollouts")
+    environment: EnvironmentRef = Field(default="single-turn", description="what turns prompts into rollouts")
     reference: str = Field(default="stage-start", description="stage-start: the policy as this stage found it; base: before any training; or a path"
     )
     old_logprobs: Literal["auto", "recorded", "rescored"] = Field(default="auto", description="as recorded while decoding, or evaluated again; auto: again under mixed precision"
@@ -63,9 +63,9 @@ class OptimizeConfig(StageConfig):
 class EvaluateConfig(StageConfig):
     """Measure the policy, beside the reference of the last optimize stage where there is one."""
 
-    prompts: Ref["prompts"] = Field(description="prompts kept out of training")
-    metrics: list[Ref["metric"]] = Field(default=["reward", "kl", "length"], description="what is measured")
-    rewards: dict[Ref["reward"], float] | None = Field(default=None, description="the mix that the metric `reward` shows; by "
+    prompts: PromptsRef = Field(description="prompts kept out of training")
+    metrics: list[MetricRef] = Field(default=["reward", "kl", "length"], description="what is measured")
+    rewards: dict[RewardRef, float] | None = Field(default=None, description="the mix that the metric `reward` shows; by "
                                                                          "default that of the last optimize stage")
     sampling: Sampling | None = Field(default=None, description="by default that of the last optimize stage")
     samples: int = Field(default=8, ge=0, description="how many samples go into the report, before and after side by side")

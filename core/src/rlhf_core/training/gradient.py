@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -104,6 +104,6 @@ def summed(stats: dict[str, float], accelerator: Accelerator | None) -> dict[str
     return total
 
 
-def as_floats(stats: dict[str, Any]) -> dict[str, float]:
+def as_floats(stats: Mapping[str, Any]) -> dict[str, float]:
     """Plain numbers from tensors or numbers."""
-    return {name: float(value) for name, value in stats.items()}
+    return {name: value.item() if isinstance(value, torch.Tensor) else float(value) for name, value in stats.items()}

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from rlhf_core.errors import ConfigError
 from rlhf_core.functional import gae, masked_mean, masked_var, masked_whiten, ppo_policy_loss, ppo_value_loss
 from rlhf_core.interfaces import Needs, Outputs
 from rlhf_core.records import Rollout
@@ -38,12 +40,18 @@ class PPO(OnPolicyOptimizer[PPOConfig]):
 
     def prepare(self, rollout: Rollout) -> Mapping[str, Tensor]:
         config = self.config
-        # V(s_T) beyond a cut only; a response that ended has nothing beyond it
-        bootstrap = rollout.bootstrap * rollout.truncated if rollout.bootstrap is not None else None  # (B,)
+        rewards, values, bootstrap = rollout.rewards, rollout.values, rollout.bootstrap
+        if not config.bootstrap_truncated:
+            bootstrap = None  # policies may hand it out unasked, along with the other values
+        elif bootstrap is not None:
+            bootstrap = torch.where(rollout.truncated, bootstrap, 0.0)  # (B,) beyond a cut only, not beyond an end
+        if rewards is None or values is None or (bootstrap is None and config.bootstrap_truncated):
+            raise ConfigError(self.context.where, "a rollout without rewards, values, or the value beyond a cut",
+                              "all that `config.needs` asks for", "pass it to the data that rolls out")  # fmt: skip
         advantages, returns = gae(
-            rollout.rewards, rollout.values, rollout.mask, gamma=config.gamma, lam=self.lam, bootstrap=bootstrap
+            rewards, values, rollout.mask, gamma=config.gamma, lam=self.lam, bootstrap=bootstrap
         )  # (B, T) each
-        self.explained = _explained_variance(rollout.values, returns, rollout.mask)
+        self.explained = _explained_variance(values, returns, rollout.mask)
         self.returns = float(masked_mean(returns, rollout.mask))
         if config.whiten_advantages:
             advantages = masked_whiten(advantages, rollout.mask)
@@ -51,6 +59,9 @@ class PPO(OnPolicyOptimizer[PPOConfig]):
 
     def loss(self, batch: Batch, new: Outputs) -> tuple[Tensor, Mapping[str, Any]]:
         config = self.config
+        if new.values is None:
+            raise ConfigError(self.context.where, f"policy {self.policy.context.id!r} gives no values",
+                              "a policy with a critic", "use causal-lm, or an optimizer without one")  # fmt: skip
         policy_loss, policy_stats = ppo_policy_loss(
             new.logprobs, batch.logprobs, batch.advantages, batch.mask,
             clip_low=config.clip, clip_high=config.clip_high or config.clip, dual_clip=config.dual_clip,
@@ -89,5 +100,3 @@ def _explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     """1 - Var(returns - values) / Var(returns): 1 for a perfect critic, 0 for a constant one, negative for a worse."""
     spread = float(masked_var(returns, mask))
     return 1 - float(masked_var(returns - values, mask)) / spread if spread > 1e-12 else 0.0
-
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field, model_validator
-from rlhf_core.interfaces import ModelName, Ref, SourceConfig, SupervisedConfig
+from rlhf_core.interfaces import ModelName, PolicyRef, SourceConfig, SupervisedConfig
 from rlhf_core.policies.config import FreshModel
 
 
@@ -20,7 +20,7 @@ class PreferenceRewardConfig(SupervisedConfig):
     """A reward model trained on comparisons (Bradley and Terry, 1952). Give `model`, `policy` or `fresh`."""
 
     model: ModelName | None = Field(default=None, description="path or hub id of an encoder or decoder")
-    policy: Ref["policy"] | None = Field(
+    policy: PolicyRef | None = Field(
         default=None, description="start from a copy of this policy's trunk, as it is when the reward is first used"
     )
     fresh: FreshModel | None = Field(default=None, description="make a new model instead of loading one")

@@ -57,11 +57,14 @@ print(json.dumps({
 }))
 """
 
-LISTENER = HEAD + """
+LISTENER = (
+    HEAD
+    + """
 @hookimpl
 def rlhf_checkpoint_saved(path):
     raise ValueError("disk full\\nor so")
 """
+)
 
 DISTRIBUTIONS: dict[str, dict[str, str]] = {
     "fix-good": {"good": offering("reward/good"), "probe": LISTENER},
@@ -117,8 +120,14 @@ def probe(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
 
     def run(*arguments: str, cwd: Path, **environment: str) -> dict[str, Any]:
         clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH", plugins.DISABLE)}
-        done = subprocess.run([python, *(arguments or ("-c", PROBE))], cwd=cwd, env=clean | environment,
-                              capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [python, *(arguments or ("-c", PROBE))],
+            cwd=cwd,
+            env=clean | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         return dict(json.loads(done.stdout))
 
@@ -298,8 +307,11 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plugins]:
     """Load objects as if they were the installed plugins."""
 
     def load(disable: Any = (), **objects: Any) -> Plugins:
-        monkeypatch.setattr(plugins, "_discover", lambda: iter(
-            [(PluginInfo(name, f"dist-{name}", "1.0"), lambda o=o: o) for name, o in objects.items()]))
+        monkeypatch.setattr(
+            plugins,
+            "_discover",
+            lambda: iter([(PluginInfo(name, f"dist-{name}", "1.0"), lambda o=o: o) for name, o in objects.items()]),
+        )
         return load_plugins(disable=disable)
 
     return load

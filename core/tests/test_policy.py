@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from rlhf_core.errors import ConfigError, DataError
-from rlhf_core.interfaces import Needs, Sampling
+from rlhf_core.interfaces import Needs, Sampling, SupervisedConfig
 from rlhf_core.policies.config import CausalLMConfig, Lora
 from rlhf_core.records import Message, Prompt, Sample
 from rlhf_core.training import SupervisedLoop
-from rlhf_core.interfaces import SupervisedConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .toys import make_context, make_policy, prompts
@@ -76,10 +75,12 @@ def test_logits_predict_the_next_token_as_transformers_does():
     start = rollout.prompt_ids.shape[1]
     found = policy.forward(rollout, ALL)
     for t in range(n):
-        assert found.logprobs[0, t].item() == pytest.approx(expected[start + t - 1, whole[0, start + t]].item(), abs=1e-5)
+        assert found.logprobs[0, t].item() == pytest.approx(
+            expected[start + t - 1, whole[0, start + t]].item(), abs=1e-5
+        )
     hidden = output.hidden_states[-1]
     values = policy.network.value_head(hidden)[0, :, 0]
-    torch.testing.assert_close(found.values[0, :n], values[start - 1:start + n - 1])  # V before each token
+    torch.testing.assert_close(found.values[0, :n], values[start - 1 : start + n - 1])  # V before each token
     torch.testing.assert_close(found.bootstrap[0], values[start + n - 1])  # V after the last
 
 
@@ -89,7 +90,9 @@ def test_same_seed_same_tokens_and_other_seed_others():
     again = policy.generate(prompts() * 4, SAMPLING, seed=1)
     other = policy.generate(prompts() * 4, SAMPLING, seed=2)
     assert torch.equal(first.response_ids, again.response_ids) and torch.equal(first.logprobs, again.logprobs)
-    assert first.response_ids.shape != other.response_ids.shape or not torch.equal(first.response_ids, other.response_ids)
+    assert first.response_ids.shape != other.response_ids.shape or not torch.equal(
+        first.response_ids, other.response_ids
+    )
 
 
 def test_rows_that_finish_early_leave_without_a_trace():
@@ -107,7 +110,7 @@ def test_rows_that_finish_early_leave_without_a_trace():
     assert len(set(lengths)) > 3
     for i in range(0, 24, 5):
         alone = policy.generate([many[i]], Sampling(max_new_tokens=40), seed=7, sample_ids=[i])
-        assert alone.response_ids[0].tolist() == together.response_ids[i, :lengths[i]].tolist()
+        assert alone.response_ids[0].tolist() == together.response_ids[i, : lengths[i]].tolist()
 
 
 def test_truncation_and_end_of_text():
@@ -157,7 +160,7 @@ def test_stop_strings_end_a_response_and_leave_its_text():
     text = free.samples[0].response
     stop = text[3:5]
     stopped = policy.generate(prompts(), Sampling(max_new_tokens=30, stop=(stop,)), seed=0)
-    assert stopped.samples[0].response == text[:text.index(stop)]
+    assert stopped.samples[0].response == text[: text.index(stop)]
     assert stop in policy.codec.decode(stopped.samples[0].response_ids)
     assert not stopped.truncated[0]
 
@@ -169,7 +172,7 @@ def test_token_ends_count_characters_of_many_byte_text():
     ends = policy.token_ends([*ids, policy.codec.eos])
     assert ends == sorted(ends) and ends[-1] == len(text)
     for t, end in enumerate(ends):
-        whole = policy.codec.decode(ids[:t + 1])
+        whole = policy.codec.decode(ids[: t + 1])
         assert text[:end] == whole.rstrip("\ufffd")[:end] and len(whole.rstrip("\ufffd")) == end
 
 
@@ -243,7 +246,7 @@ def test_export_is_a_plain_model_with_adapters_merged(lora, tmp_path):
     mask = torch.cat([rollout.prompt_mask, rollout.attention], 1).long()
     with torch.no_grad():
         logits = model(whole, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits
-    logprobs = logits[:, :-1].log_softmax(-1).gather(2, whole[:, 1:, None])[..., 0][:, -rollout.mask.shape[1]:]
+    logprobs = logits[:, :-1].log_softmax(-1).gather(2, whole[:, 1:, None])[..., 0][:, -rollout.mask.shape[1] :]
     torch.testing.assert_close(logprobs[rollout.mask], rollout.logprobs[rollout.mask], atol=1e-4, rtol=0)
     assert tokenizer("say the:").input_ids == policy.tokenizer("say the:").input_ids
     # and it comes back as a policy
@@ -265,7 +268,9 @@ def test_values_come_from_their_own_parameters(critic):
     trunk = policy.network.lm.get_input_embeddings().weight
     assert (trunk.grad is None) == (critic == "separate")
     assert all(p.grad is not None for p in policy.network.value_head.parameters())
-    assert len(policy.value_parameters) == (2 if critic == "shared" else 2 + len(list(policy.network.value_trunk.parameters())))
+    assert len(policy.value_parameters) == (
+        2 if critic == "shared" else 2 + len(list(policy.network.value_trunk.parameters()))
+    )
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])
@@ -316,14 +321,24 @@ def test_encoded_text_equals_what_sampling_would_have_said():
 
 def test_chat_messages_go_through_the_template_and_else_become_a_transcript():
     policy = make_policy()
-    chat = Prompt(text=(Message(role="user", content="hi"), Message(role="assistant", content="yes?"),
-                        Message(role="user", content="help")))
+    chat = Prompt(
+        text=(
+            Message(role="user", content="hi"),
+            Message(role="assistant", content="yes?"),
+            Message(role="user", content="help"),
+        )
+    )
     assert policy.tokenizer.decode(policy.codec.encode_prompt(chat, 0)) == (
-        "\n\nHuman: hi\n\nAssistant: yes?\n\nHuman: help\n\nAssistant:")
+        "\n\nHuman: hi\n\nAssistant: yes?\n\nHuman: help\n\nAssistant:"
+    )
     assert policy.codec.decode(policy.codec.encode_response(chat, "sure")) == " sure"
-    policy.tokenizer.chat_template = ("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-                                      "{% if add_generation_prompt %}<assistant>{% endif %}")
-    assert policy.tokenizer.decode(policy.codec.encode_prompt(chat, 0)) == "<user>hi<assistant>yes?<user>help<assistant>"
+    policy.tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    assert (
+        policy.tokenizer.decode(policy.codec.encode_prompt(chat, 0)) == "<user>hi<assistant>yes?<user>help<assistant>"
+    )
     assert policy.codec.decode(policy.codec.encode_response(chat, "sure")) == "sure"
 
 

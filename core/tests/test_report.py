@@ -263,8 +263,14 @@ def test_text_of_models_data_and_configurations_stays_text(tmp_path: Path) -> No
                for i in range(5)]  # fmt: skip
     metrics += [{"stage": "other", "step": i, name: i} for i in range(3)]
     samples = [{"stage": name, "prompt": name, "before": {"response": name, name: 1.5}, "after": {"response": name}}]
-    provenance = {"started": name, "command": ["rlhf", name], "versions": {name: name, "rlhf-core": name},
-                  "machine": {"processor": name, "threads": name}, "git": {"commit": name}, "files": {name: name}}
+    provenance = {
+        "started": name,
+        "command": ["rlhf", name],
+        "versions": {name: name, "rlhf-core": name},
+        "machine": {"processor": name, "threads": name},
+        "git": {"commit": name},
+        "files": {name: name},
+    }
     page = report(a_run(tmp_path, summary=summary, metrics=metrics, samples=samples, provenance=provenance,
                         timings=[{"stage": name, "step": 1, "seconds": 1.0}],
                         registry="pipelines: {p: {description: '" + EVIL.replace("'", "''") + "'}}"))  # fmt: skip

@@ -83,9 +83,16 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "registry.yaml").write_text(REGISTRY)
     (tmp_path / "rewards.py").write_text(REWARDS)
     words = ["parcel", "password", "printer", "refund", "login", "screen"]
-    (tmp_path / "demos.jsonl").write_text("".join(
-        json.dumps({"prompt": f"my {w} {n}:", "completion": f" see the {w} page"}) + "\n" for w in words for n in "abcd"))
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"my {w}:", "topic": w}) + "\n" for w in words))
+    (tmp_path / "demos.jsonl").write_text(
+        "".join(
+            json.dumps({"prompt": f"my {w} {n}:", "completion": f" see the {w} page"}) + "\n"
+            for w in words
+            for n in "abcd"
+        )
+    )
+    (tmp_path / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"my {w}:", "topic": w}) + "\n" for w in words)
+    )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -102,8 +109,13 @@ def whole(tmp_path_factory):
     (folder / "registry.yaml").write_text(REGISTRY)
     (folder / "rewards.py").write_text(REWARDS)
     words = ["parcel", "password", "printer", "refund", "login", "screen"]
-    (folder / "demos.jsonl").write_text("".join(
-        json.dumps({"prompt": f"my {w} {n}:", "completion": f" see the {w} page"}) + "\n" for w in words for n in "abcd"))
+    (folder / "demos.jsonl").write_text(
+        "".join(
+            json.dumps({"prompt": f"my {w} {n}:", "completion": f" see the {w} page"}) + "\n"
+            for w in words
+            for n in "abcd"
+        )
+    )
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"my {w}:", "topic": w}) + "\n" for w in words))
     os.chdir(folder)
     try:
@@ -115,17 +127,28 @@ def whole(tmp_path_factory):
 def test_a_run_leaves_everything_it_says(whole):
     directory = whole.directory
     names = {p.name for p in directory.iterdir()}
-    assert {"registry.yaml", "provenance.json", "metrics.jsonl", "timings.jsonl", "summary.json", "samples.jsonl",
-            "checkpoints", "report.html", "export"} <= names
+    assert {
+        "registry.yaml",
+        "provenance.json",
+        "metrics.jsonl",
+        "timings.jsonl",
+        "summary.json",
+        "samples.jsonl",
+        "checkpoints",
+        "report.html",
+        "export",
+    } <= names
     lines = metrics(directory)
-    assert [(x["stage"], x["step"]) for x in lines if x["stage"] == "optimize"] == [("optimize", i) for i in range(1, 6)]
+    assert [(x["stage"], x["step"]) for x in lines if x["stage"] == "optimize"] == [
+        ("optimize", i) for i in range(1, 6)
+    ]
     steps = [x for x in lines if x["stage"] == "optimize"]
     assert steps[0]["kl/sequence"] == pytest.approx(0, abs=1e-4)  # after sft the reference is the policy
     assert "eval/vowels" in steps[1] and "eval/vowels" not in steps[0]
     assert all(torch.isfinite(torch.tensor([v for v in x.values() if isinstance(v, float)])).all() for x in lines)
     summary = json.loads((directory / "summary.json").read_text())
     entry = summary["stages"]["evaluate"]["metrics"]["vowels"]
-    assert set(entry) == {"before", "after", "change"} and entry["after"]["n"] == 6
+    assert set(entry) == {"before", "after", "change", "higher_is_better"} and entry["after"]["n"] == 6
     assert entry["change"]["mean"] == pytest.approx(entry["after"]["mean"] - entry["before"]["mean"])
     facts = json.loads((directory / "provenance.json").read_text())
     assert facts["seed"] == 0 and "rlhf-core" in facts["versions"]
@@ -175,8 +198,9 @@ except RLHFError as error:
 
 def python(folder, *arguments):
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True,
-                          timeout=300)
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.mark.parametrize(("stage", "step", "how", "code"), [
@@ -200,9 +224,12 @@ def test_resume_repeats_an_uninterrupted_run_to_the_last_bit(whole, project, sta
 
 
 def test_a_second_signal_stops_at_once(project):
-    (project / "slow.py").write_text(KILL.replace(
-        "os.kill(os.getpid(), getattr(signal, sys.argv[3]))",
-        "os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(60)"))
+    (project / "slow.py").write_text(
+        KILL.replace(
+            "os.kill(os.getpid(), getattr(signal, sys.argv[3]))",
+            "os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(60)",
+        )
+    )
     started = time.time()
     stopped = python(project, "slow.py", "sft", "1", "SIGINT")
     assert stopped.returncode == 130 and time.time() - started < 50
@@ -249,8 +276,9 @@ def test_best_keeps_the_weights_of_the_best_evaluation(project):
 
 
 def test_until_stops_a_stage_early(project):
-    result = load().run("tiny", out=project / "until",
-                        overrides=["stages.optimize.until={metric: vowels, at_least: -1, patience: 2}"])
+    result = load().run(
+        "tiny", out=project / "until", overrides=["stages.optimize.until={metric: vowels, at_least: -1, patience: 2}"]
+    )
     assert [x["step"] for x in metrics(result.directory) if x["stage"] == "optimize"] == [1, 2, 3, 4]
     with pytest.raises(ConfigError, match=r"stage 'optimize' best: no metric 'nope'; expected one of vowels, kl"):
         load().run("tiny", out=project / "wrong", overrides=["stages.optimize.best=nope"])
@@ -268,20 +296,27 @@ def test_a_wrong_reward_is_named_and_nothing_is_lost(project, reward, message):
 
 
 def test_warnings_say_the_reason(project):
-    result = load().run("tiny", out=project / "run", overrides=[
-        "optimizer.ppo.gamma=0.5", "stages.optimize.sampling.top_k=5", "stages.optimize.steps=2"])
-    assert any("a discount of 0.5 with the reward at the end of up to 8 tokens" in w for w in result.summary["warnings"])
+    result = load().run(
+        "tiny",
+        out=project / "run",
+        overrides=["optimizer.ppo.gamma=0.5", "stages.optimize.sampling.top_k=5", "stages.optimize.steps=2"],
+    )
+    assert any(
+        "a discount of 0.5 with the reward at the end of up to 8 tokens" in w for w in result.summary["warnings"]
+    )
     assert any("draw from less than the full softmax" in w for w in result.summary["warnings"])
 
 
 def test_a_token_shaper_before_a_sequence_shaper_is_refused(project):
     pytest.importorskip("rlhf_plugin_shaping")
-    with pytest.raises(ConfigError, match=r"token shaper 'kl' stands before sequence shaper 'clip'.*put 'clip' before 'kl'"):
+    with pytest.raises(
+        ConfigError, match=r"token shaper 'kl' stands before sequence shaper 'clip'.*put 'clip' before 'kl'"
+    ):
         load().run("tiny", out=project / "run", overrides=["stages.optimize.shapers=[kl, clip]"])
 
 
 def test_kl_in_evaluate_without_a_reference_is_refused(project):
-    text = REGISTRY.replace(REGISTRY[REGISTRY.index("      - optimize:"):REGISTRY.index("      - evaluate:")], "")
+    text = REGISTRY.replace(REGISTRY[REGISTRY.index("      - optimize:") : REGISTRY.index("      - evaluate:")], "")
     (project / "registry.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"'kl' compares with a reference, and no optimize stage has fixed one"):
         load().run("tiny", out=project / "run")
@@ -292,7 +327,9 @@ def test_bad_feedback_says_file_and_line(project):
         file.write('{"prompt": "x", "completion": \n{"prompt": "x"}\n[1]\n{"prompt": "x", "completion": " "}\n')
     with pytest.raises(DataError, match=r"demos\.jsonl:25: malformed line.*on_bad_record: skip"):
         load().run("tiny", out=project / "a")
-    result = load().run("tiny", out=project / "b", overrides=["feedback.demos.on_bad_record=skip", "stages.optimize.steps=1"])
+    result = load().run(
+        "tiny", out=project / "b", overrides=["feedback.demos.on_bad_record=skip", "stages.optimize.steps=1"]
+    )
     assert "feedback 'demos': skipped 4 bad records" in result.summary["warnings"]
     (project / "demos.jsonl").write_text("\n")
     with pytest.raises(DataError, match=r"feedback 'demos': .*demos\.jsonl gives no feedback"):
@@ -317,7 +354,9 @@ def test_columns_are_mapped_and_the_rest_are_fields(project):
 def test_prompts_from_a_dataset_folder(project):
     (project / "set").mkdir()
     (project / "set" / "train.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
-    text = REGISTRY.replace("{use: jsonl, config: {path: prompts.jsonl}}", f"{{use: dataset, config: {{dataset: {project}/set}}}}")
+    text = REGISTRY.replace(
+        "{use: jsonl, config: {path: prompts.jsonl}}", f"{{use: dataset, config: {{dataset: {project}/set}}}}"
+    )
     (project / "registry.yaml").write_text(text)
     source = load().build("prompts", "questions")
     assert [source[i].text for i in range(len(source))] == ["a", "b"]
@@ -342,7 +381,10 @@ def test_components_from_python(project):
 
 def test_dry_run_takes_one_step_of_each_stage_and_leaves_nothing(project):
     result = load().run("tiny", dry_run=True)
-    assert result.summary["steps"] == {"sft": 6, "optimize": 5, "evaluate": 1, "export": 1} or result.summary["steps"]["optimize"] == 5
+    assert (
+        result.summary["steps"] == {"sft": 6, "optimize": 5, "evaluate": 1, "export": 1}
+        or result.summary["steps"]["optimize"] == 5
+    )
     assert not result.directory.exists() and not (project / "runs").exists()
 
 

@@ -11,9 +11,15 @@ from rlhf_core.policies.config import CausalLMConfig, FreshModel, FreshTokenizer
 from rlhf_core.records import Demonstration, Feedback, Prompt
 
 SIZES: dict[str, dict[str, Any]] = {
-    "llama": dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                  num_key_value_heads=2, max_position_embeddings=96),
-    "gpt2": dict(n_embd=32, n_layer=2, n_head=4, n_positions=96),
+    "llama": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 96,
+    },
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96},
 }
 
 TEXTS = ["the quick brown fox", "jumps over the lazy dog", "a stitch in time saves nine", "naïve café 你好，世界"]
@@ -43,10 +49,17 @@ def make_context(**changes: Any) -> Context:
     return Context(kind="policy", id="toy", resolve=lambda kind, id: demonstrations(), **changes)
 
 
-def make_policy(architecture: str = "llama", *, lora: Lora | None = None, critic: str = "shared",
-                context: Context | None = None, **config: Any) -> CausalLM:
-    fresh = FreshModel(architecture=architecture, sizes=SIZES[architecture],
-                       tokenizer=FreshTokenizer(text=["texts"], vocab_size=300))
+def make_policy(
+    architecture: str = "llama",
+    *,
+    lora: Lora | None = None,
+    critic: str = "shared",
+    context: Context | None = None,
+    **config: Any,
+) -> CausalLM:
+    fresh = FreshModel(
+        architecture=architecture, sizes=SIZES[architecture], tokenizer=FreshTokenizer(text=["texts"], vocab_size=300)
+    )
     return CausalLM(CausalLMConfig(fresh=fresh, lora=lora, critic=critic, **config), context or make_context())
 
 

@@ -26,8 +26,20 @@ def make_venv(path: Path, *sources: Path, editable: Sequence[Path] = ()) -> Path
     site_packages = next(path.glob("[Ll]ib/**/site-packages"))
     (site_packages / "beside.pth").write_text(f"{beside}\n")
     projects = [*map(str, sources), *(word for project in editable for word in ("--editable", str(project)))]
-    _run(sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--disable-pip-version-check",
-         "--no-deps", "--no-index", "--no-build-isolation", *projects)
+    _run(
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(python),
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--no-index",
+        "--no-build-isolation",
+        *projects,
+    )
     return python
 
 

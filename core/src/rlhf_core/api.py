@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import RLHFError
+from .errors import RLHFError, RunError
 from .plugins import Plugins, load_plugins
 from .registry import Registry, ResolvedPipeline
 
@@ -61,7 +61,6 @@ class Project:
 
         functions = {name: load_function(f, self.registry.root) for name, f in self.registry.functions.items()}
         shared: dict[tuple[str, str], Any] = {}
-        base = context or Context(functions=functions)
 
         def resolve(kind: str, id: str) -> Any:
             if (kind, id) not in shared:
@@ -74,13 +73,19 @@ class Project:
                     shared[kind, id].load_state_dict(checkpoint.load(Path(declared.load)))
             return shared[kind, id]
 
-        from dataclasses import replace
-
-        surroundings = replace(base, resolve=resolve)
+        surroundings = replace(context or Context(), functions=functions, resolve=resolve)
         return resolve(kind, id)
 
-    def run(self, pipeline: str, *, out: str | Path | None = None, overrides: Iterable[str] = (), resume: bool = False,
-            dry_run: bool = False, display: Display | None = None) -> RunResult:
+    def run(
+        self,
+        pipeline: str,
+        *,
+        out: str | Path | None = None,
+        overrides: Iterable[str] = (),
+        resume: bool = False,
+        dry_run: bool = False,
+        display: Display | None = None,
+    ) -> RunResult:
         """Run a pipeline to its end.
 
         Args:
@@ -112,7 +117,12 @@ class Project:
         directory = existing_directory(pipeline, target) if resume else new_directory(pipeline, target)
         runner = Runner(resolved, self.plugins, directory, display)
         summary = runner.run(resume=resume)
-        report = write_report(directory) if runner.accelerator.is_main_process else None
+        report = None
+        if runner.accelerator.is_main_process:
+            try:
+                report = write_report(directory)
+            except RunError as error:  # the run itself is done and whole
+                display.warn(str(error))
         return RunResult(directory, summary, report)
 
 

@@ -20,8 +20,9 @@ KINDS = [
 def _spec(kind: str, name: str, module: str, factory: str, summary: str) -> ComponentSpec:
     """A built-in whose Config stands in the light module `config` beside the module of its class."""
     package = module.rpartition(".")[0]
-    return ComponentSpec(kind, name, f"rlhf_core.{module}:{factory}", f"rlhf_core.{package}.config:{factory}Config",
-                         summary)
+    return ComponentSpec(
+        kind, name, f"rlhf_core.{module}:{factory}", f"rlhf_core.{package}.config:{factory}Config", summary
+    )
 
 
 COMPONENTS = [
@@ -29,7 +30,7 @@ COMPONENTS = [
           "any transformers causal LM: from a path, the hub or fresh; full fine-tuning or LoRA"),
     _spec("prompts", "jsonl", "components.prompts", "Prompts", "prompts from a JSONL file"),
     _spec("prompts", "dataset", "components.prompts", "Prompts", "prompts from a dataset of the hub"),
-    _spec("prompts", "feedback", "components.prompts", "FeedbackPrompts", "the prompts of a feedback source, each once"),
+    _spec("prompts", "feedback", "components.prompts", "FeedbackPrompts", "prompts of a feedback source, each once"),
     _spec("feedback", "demonstrations", "components.demonstrations", "Demonstrations",
           "responses to imitate, from JSONL or the hub"),
     _spec("reward", "function", "components.function", "FunctionReward",

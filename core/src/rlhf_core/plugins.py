@@ -94,21 +94,32 @@ class Plugins:
         if len(offers) == 1:
             return offers[0][1]
         if offers:
-            raise PluginError(where, f"offered by {_listed(info for info, _ in offers)}", "one distribution",
-                              f"uninstall one, or name it in {DISABLE}")
+            raise PluginError(
+                where,
+                f"offered by {_listed(info for info, _ in offers)}",
+                "one distribution",
+                f"uninstall one, or name it in {DISABLE}",
+            )
         known = KNOWN.get((kind, name), "")
         family = [info for info in self.plugins if _normal(info.distribution) == known]
         readers = [info for info in self.plugins if any((s.kind, s.name) == (kind, name) for s in info.components)]
         for info in (*readers, *family):
             if not info.usable:
-                raise PluginError(where, f"belongs to {info}, which is {info.status}: {info.reason}",
-                                  fix="repair or enable it; `rlhf plugins` lists all")
+                raise PluginError(
+                    where,
+                    f"belongs to {info}, which is {info.status}: {info.reason}",
+                    fix="repair or enable it; `rlhf plugins` lists all",
+                )
         if known:
             state = f"of which {family[0].version} is installed, without it" if family else "which is not installed"
             raise PluginError(where, f"belongs to {known}, {state}", fix=f"pip install -U {known}")
         names = self.names(kind)
-        raise PluginError(where, "no installed plugin offers it", f"one of {_listed(names)}",
-                          self._hints(name, [*names, *(n for k, n in KNOWN if k == kind)]))
+        raise PluginError(
+            where,
+            "no installed plugin offers it",
+            f"one of {_listed(names)}",
+            self._hints(name, [*names, *(n for k, n in KNOWN if k == kind)]),
+        )
 
     def names(self, kind: str) -> list[str]:
         """The names that `find` knows for `kind`, sorted. Raises `PluginError` if there is no such kind."""
@@ -166,18 +177,29 @@ class Plugins:
             elif base not in cls.__mro__:
                 yield PluginError(where, f"{role} {reference} is another kind of class", f"a subclass of {wanted}")
             elif abstract := getattr(cls, "__abstractmethods__", ()):
-                yield PluginError(where, f"{role} {reference} does not implement {_listed(sorted(abstract))}",
-                                  "no abstract method left")
+                yield PluginError(
+                    where,
+                    f"{role} {reference} does not implement {_listed(sorted(abstract))}",
+                    "no abstract method left",
+                )
             else:
                 classes.append(cls)
         if len(classes) == 2 and (used := getattr(classes[0], "Config", classes[1])) is not classes[1]:
-            yield PluginError(where, f"factory {spec.factory} is configured by {used.__qualname__}", spec.config,
-                              "name that class in the brackets of its base class, or the other in the spec")
+            yield PluginError(
+                where,
+                f"factory {spec.factory} is configured by {used.__qualname__}",
+                spec.config,
+                "name that class in the brackets of its base class, or the other in the spec",
+            )
 
     def _check_kind(self, kind: str) -> None:
         if kind not in self.kinds:
-            raise PluginError(f"kind {kind!r}", "no installed plugin declares it", f"one of {_listed(self.kinds)}",
-                              self._hints(kind, self.kinds))
+            raise PluginError(
+                f"kind {kind!r}",
+                "no installed plugin declares it",
+                f"one of {_listed(self.kinds)}",
+                self._hints(kind, self.kinds),
+            )
 
     def _hints(self, word: str, known: Iterable[str]) -> str:
         lost = [f"{info} ({info.status}: {info.reason})" for info in self.plugins if not info.usable]
@@ -272,13 +294,18 @@ def _register(manager: pluggy.PluginManager, info: PluginInfo, plugin: Any) -> N
             continue
         hook, implemented = options.get("specname") or name, True
         if hook not in HOOKS and not options.get("optionalhook"):
-            raise PluginError(f"hook {hook!r}", "no hook of this rlhf-core", f"one of {_listed(HOOKS)}",
-                              did_you_mean(hook, HOOKS))
+            raise PluginError(
+                f"hook {hook!r}", "no hook of this rlhf-core", f"one of {_listed(HOOKS)}", did_you_mean(hook, HOOKS)
+            )
         if options.get("wrapper") or options.get("hookwrapper"):
             raise PluginError(f"hook {hook!r}", "a wrapper", "a plain function", "leave out wrapper=True")
     if not implemented:
-        raise PluginError("entry point", f"loads {plugin!r}, which implements no hook", f"one of {_listed(HOOKS)}",
-                          "decorate it with @rlhf_core.hookimpl")
+        raise PluginError(
+            "entry point",
+            f"loads {plugin!r}, which implements no hook",
+            f"one of {_listed(HOOKS)}",
+            "decorate it with @rlhf_core.hookimpl",
+        )
     manager.register(plugin, info.identity)
 
 
@@ -291,8 +318,9 @@ def _answers(manager: pluggy.PluginManager, plugin: Any, hook: str, wanted: type
             strays = [item for item in answer if not isinstance(item, wanted)] if isinstance(answer, list) else [answer]
             if strays:
                 inside = "a list with " if isinstance(answer, list) else ""
-                raise PluginError(f"hook {hook!r}", f"returned {inside}{type(strays[0]).__name__}",
-                                  f"a list of {wanted.__name__}")
+                raise PluginError(
+                    f"hook {hook!r}", f"returned {inside}{type(strays[0]).__name__}", f"a list of {wanted.__name__}"
+                )
             answers += answer
     return tuple(answers)
 
@@ -304,8 +332,11 @@ def _check(info: PluginInfo, item: ComponentSpec | KindSpec) -> None:
     version = fields.get("api_version", API_VERSION)
     if isinstance(version, int) and version != API_VERSION:
         old = CORE if version > API_VERSION else info.distribution
-        raise PluginError(where, f"needs plugin interface {version}; this rlhf-core has {API_VERSION}",
-                          fix=f"upgrade {old} (pip install -U {old})")
+        raise PluginError(
+            where,
+            f"needs plugin interface {version}; this rlhf-core has {API_VERSION}",
+            fix=f"upgrade {old} (pip install -U {old})",
+        )
     for field, value in fields.items():
         wanted: type[Any] = int if field == "api_version" else str
         if not isinstance(value, wanted):
@@ -325,8 +356,12 @@ def _conflict(info: PluginInfo, plugins: list[PluginInfo]) -> PluginError | None
     for kind in info.kinds:
         others = [other for other in ok for k in other.kinds if k.name == kind.name and k.interface != kind.interface]
         if others and info.distribution != CORE:
-            return PluginError(f"kind {kind.name!r}", f"{_listed(others)} declares it with another interface",
-                               "one interface per kind", f"rename it, or name one of them in {DISABLE}")
+            return PluginError(
+                f"kind {kind.name!r}",
+                f"{_listed(others)} declares it with another interface",
+                "one interface per kind",
+                f"rename it, or name one of them in {DISABLE}",
+            )
     for spec in info.components:
         where = _where(spec.kind, spec.name)
         if spec.kind not in known:
@@ -372,8 +407,11 @@ def import_object(reference: str, where: str = "import") -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise PluginError(where, f"importing {module} failed: {_reason(error)}",
-                          fix="install what is missing, or upgrade its distribution") from error
+        raise PluginError(
+            where,
+            f"importing {module} failed: {_reason(error)}",
+            fix="install what is missing, or upgrade its distribution",
+        ) from error
     for name in path.split("."):
         try:
             found = getattr(found, name)

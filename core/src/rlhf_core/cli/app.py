@@ -12,16 +12,28 @@ from .. import __version__
 from ..plugins import Plugins, load_plugins
 
 Registry = Annotated[Path, typer.Option("--registry", "-r", help="the registry file")]
-Setting = Annotated[list[str] | None, typer.Option("--set", metavar="a.b.c=d", help="change a value: stages.ID.KEY, "
-                                                   "KIND.ID.KEY or a pipeline setting such as seed; may be repeated")]
+Setting = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="a.b.c=d",
+        help="change a value: stages.ID.KEY, KIND.ID.KEY or a pipeline setting such as seed; may be repeated",
+    ),
+]
 
 
 def build_app() -> typer.Typer:
     """The application with the commands of all plugins."""
     plugins = load_plugins()
-    app = typer.Typer(name="rlhf", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=True,
-                      rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]},
-                      help="RLHF from swappable parts: compose a pipeline in registry.yaml, and run it.")
+    app = typer.Typer(
+        name="rlhf",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=True,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help="RLHF from swappable parts: compose a pipeline in registry.yaml, and run it.",
+    )
     app.callback()(_global_options)
     _add_run_commands(app, plugins)
     _add_look_commands(app, plugins)
@@ -38,7 +50,9 @@ def _version(wanted: bool) -> None:
 
 def _global_options(
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks of errors")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")
+    ] = False,
 ) -> None:
     """Options of every command; `main` reads --debug itself."""
 
@@ -46,7 +60,7 @@ def _global_options(
 def _add_run_commands(app: typer.Typer, plugins: Plugins) -> None:
     @app.command()
     def init(
-        directory: Annotated[Path, typer.Argument(help="where to put it")] = Path("."),
+        directory: Annotated[Path, typer.Argument(help="where to put it")] = Path(),
         force: Annotated[bool, typer.Option("--force", help="overwrite files that are there")] = False,
     ) -> None:
         """Write a registry.yaml, with a little data, that runs with what is installed."""
@@ -62,12 +76,22 @@ def _add_run_commands(app: typer.Typer, plugins: Plugins) -> None:
     def run(
         pipeline: Annotated[str, typer.Argument(help="a pipeline of the registry file")],
         registry: Registry = Path("registry.yaml"),
-        out: Annotated[Path | None, typer.Option("--out", "-o", help="the run directory; by default runs/PIPELINE/TIME; "
-                                                 "with --resume the pipeline's latest")] = None,
+        out: Annotated[
+            Path | None,
+            typer.Option(
+                "--out",
+                "-o",
+                help="the run directory; by default runs/PIPELINE/TIME; with --resume the pipeline's latest",
+            ),
+        ] = None,
         set_: Setting = None,
         resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False,
-        dry_run: Annotated[bool, typer.Option("--dry-run", help="build everything, take one step of each stage, and "
-                                              "say what the run would take")] = False,
+        dry_run: Annotated[
+            bool,
+            typer.Option(
+                "--dry-run", help="build everything, take one step of each stage, and say what the run would take"
+            ),
+        ] = False,
     ) -> None:
         """Run a pipeline."""
         from ..api import load

@@ -34,7 +34,7 @@ components:
 {rl_components}
 pipelines:
   first:
-    description: {description}
+    description: "{description}"
     policy: small-lm
     stages:
       - sft: {{feedback: [demonstrations], epochs: 30, batch_size: 16, learning_rate: 3e-3, held_out: 0}}
@@ -70,10 +70,24 @@ def polite(prompts: list[str], completions: list[str], **columns: list) -> list[
     return [float("thank" in text.lower()) + 0.5 * text.rstrip().endswith(".") for text in completions]
 '''
 
-QUESTIONS = ["where is my parcel", "how do I reset my password", "when do you open", "can I change my order",
-             "do you ship abroad", "how do I pay", "what does it cost", "who can help me"]
-ANSWERS = ["Thank you for asking. Please see our page.", "Please see our page.", "No idea", "Thank you, one moment",
-           "We will look at it.", "Later"]
+QUESTIONS = [
+    "where is my parcel",
+    "how do I reset my password",
+    "when do you open",
+    "can I change my order",
+    "do you ship abroad",
+    "how do I pay",
+    "what does it cost",
+    "who can help me",
+]
+ANSWERS = [
+    "Thank you for asking. Please see our page.",
+    "Please see our page.",
+    "No idea",
+    "Thank you, one moment",
+    "We will look at it.",
+    "Later",
+]
 
 
 def write_starter(directory: Path, plugins: Plugins, *, force: bool) -> tuple[str, list[Path]]:
@@ -86,10 +100,17 @@ def write_starter(directory: Path, plugins: Plugins, *, force: bool) -> tuple[st
     """
     has_ppo = "ppo" in plugins.names("optimizer")
     requires = ['"rlhf-core>=0.1"', *(['"rlhf-plugin-ppo>=0.1"'] if has_ppo else [])]
-    description = ("imitate demonstrations, then PPO against a Python function" if has_ppo else
-                   "imitate demonstrations; for PPO: pip install rlhf-plugin-ppo, and rlhf init again")
-    registry = REGISTRY.format(requires=", ".join(requires), description=description,
-                               rl_components=RL_COMPONENTS if has_ppo else "", rl_stages=RL_STAGES if has_ppo else "")
+    description = (
+        "imitate demonstrations, then PPO against a Python function"
+        if has_ppo
+        else "imitate demonstrations; for PPO: pip install rlhf-plugin-ppo, and rlhf init again"
+    )
+    registry = REGISTRY.format(
+        requires=", ".join(requires),
+        description=description,
+        rl_components=RL_COMPONENTS if has_ppo else "",
+        rl_stages=RL_STAGES if has_ppo else "",
+    )
     if not has_ppo:
         registry = registry.replace("  polite: rewards.py:polite  ", "  # polite: rewards.py:polite")
     prompts = [f"Customer: {question}?\nAgent:" for question in QUESTIONS]
@@ -97,13 +118,18 @@ def write_starter(directory: Path, plugins: Plugins, *, force: bool) -> tuple[st
         "registry.yaml": registry,
         "rewards.py": REWARDS,
         "prompts.jsonl": "".join(json.dumps({"prompt": p}) + "\n" for p in prompts),
-        "demonstrations.jsonl": "".join(json.dumps({"prompt": p, "completion": f" {a}"}) + "\n"
-                                        for p in prompts for a in ANSWERS),
+        "demonstrations.jsonl": "".join(
+            json.dumps({"prompt": p, "completion": f" {a}"}) + "\n" for p in prompts for a in ANSWERS
+        ),
     }
     there = [name for name in contents if (directory / name).exists()]
     if there and not force:
-        raise RunError(f"rlhf init {directory}", f"{', '.join(there)} is there already", "a folder without these files",
-                       "name another folder, or add --force to overwrite")
+        raise RunError(
+            f"rlhf init {directory}",
+            f"{', '.join(there)} is there already",
+            "a folder without these files",
+            "name another folder, or add --force to overwrite",
+        )
     directory.mkdir(parents=True, exist_ok=True)
     written = []
     for name, text in contents.items():

@@ -22,9 +22,18 @@ STATUS = {"ok": "green", "broken": "red", "clash": "red", "disabled": "yellow"}
 
 def plugin_rows(plugins: Plugins) -> list[dict[str, Any]]:
     """The plugins as JSON."""
-    return [{"name": p.name, "distribution": p.distribution, "version": p.version, "status": p.status,
-             "reason": p.reason, "components": [f"{c.kind}/{c.name}" for c in p.components],
-             "kinds": [k.name for k in p.kinds]} for p in plugins.plugins]
+    return [
+        {
+            "name": p.name,
+            "distribution": p.distribution,
+            "version": p.version,
+            "status": p.status,
+            "reason": p.reason,
+            "components": [f"{c.kind}/{c.name}" for c in p.components],
+            "kinds": [k.name for k in p.kinds],
+        }
+        for p in plugins.plugins
+    ]
 
 
 def plugin_table(plugins: Plugins, problems: list[Any], *, deep: bool) -> None:
@@ -135,13 +144,16 @@ def pipeline_table(registry: Registry) -> None:
 
 def dry_run_table(summary: dict[str, Any], resolved: ResolvedPipeline) -> None:
     """What one step of every stage took, and what all of them would."""
-    table = Table("stage", "steps", "one step", "all steps", title="dry run: one step of every stage",
-                  title_justify="left")
+    table = Table(
+        "stage", "steps", "one step", "all steps", title="dry run: one step of every stage", title_justify="left"
+    )
     total = 0.0
     for stage in resolved.stages:
         steps, seconds = summary["steps"][stage.id], summary["seconds"].get(stage.id, 0.0)
         total += steps * seconds
         table.add_row(stage.id, str(steps), f"{seconds:.2f} s", f"{steps * seconds:.0f} s")
     console.print(table)
-    console.print(f"policy: {summary['parameters']:,} parameters, {summary['trainable']:,} trained; "
-                  f"about {total:.0f} s in all, set-up and evaluations not counted")
+    console.print(
+        f"policy: {summary['parameters']:,} parameters, {summary['trainable']:,} trained; "
+        f"about {total:.0f} s in all, set-up and evaluations not counted"
+    )

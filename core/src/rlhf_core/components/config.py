@@ -37,9 +37,14 @@ class FunctionRewardConfig(Config):
 class KLConfig(Config):
     """A penalty on every token for drifting from the reference."""
 
-    coef: float = Field(default=0.05, ge=0, description="weight of the penalty; where `target` is set, the initial weight")
+    coef: float = Field(
+        default=0.05, ge=0, description="weight of the penalty; where `target` is set, the initial weight"
+    )
     estimator: Literal["k1", "k2", "k3", "abs"] = Field(default="k1", description="of the divergence per token")
-    target: float | None = Field(default=None, gt=0, description="nats per response that the weight is adapted to hold; without it the weight is fixed"
+    target: float | None = Field(
+        default=None,
+        gt=0,
+        description="nats per response that the weight is adapted to hold; without it the weight is fixed",
     )
     horizon: float = Field(default=10_000, gt=0, description="with `target`: samples over which the weight adapts")
 

@@ -32,5 +32,9 @@ def _text(row: Row, response: Any) -> str:
         return response
     if isinstance(response, list) and len(response) == 1 and response[0].get("role") == "assistant":
         return str(response[0]["content"])
-    raise DataError(row.where, f"a response that is {type(response).__name__}",
-                    "text, or a list with one assistant message", "mend the row, or set on_bad_record: skip")
+    raise DataError(
+        row.where,
+        f"a response that is {type(response).__name__}",
+        "text, or a list with one assistant message",
+        "mend the row, or set on_bad_record: skip",
+    )

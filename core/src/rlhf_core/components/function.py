@@ -27,9 +27,12 @@ class FunctionReward(RewardModel[FunctionRewardConfig]):
     def __init__(self, config: FunctionRewardConfig, context: Context) -> None:
         super().__init__(config, context)
         if config.function not in context.functions:
-            raise ConfigError(context.where, f"no function {config.function!r}",
-                              f"one of {', '.join(context.functions) or 'none declared'}",
-                              "name it in the registry's `functions:` section")
+            raise ConfigError(
+                context.where,
+                f"no function {config.function!r}",
+                f"one of {', '.join(context.functions) or 'none declared'}",
+                "name it in the registry's `functions:` section",
+            )
         self.function: Callable[..., Any] = context.functions[config.function]
 
     def score(self, samples: Sequence[Sample]) -> Scores:
@@ -49,8 +52,11 @@ class FunctionReward(RewardModel[FunctionRewardConfig]):
         try:
             values = [math.nan if value is None else float(value) for value in answer]
         except TypeError as error:
-            raise RewardError(self.context.where, f"function {self.config.function!r} returned {answer!r:.80}",
-                              "a list of one number (or None) per completion") from error
+            raise RewardError(
+                self.context.where,
+                f"function {self.config.function!r} returned {answer!r:.80}",
+                "a list of one number (or None) per completion",
+            ) from error
         abstained = torch.tensor([value is None for value in answer], dtype=torch.bool)
         scores = torch.tensor(values, dtype=torch.float32)
         if len(scores) == len(abstained):

@@ -34,8 +34,7 @@ class KL(RewardShaper[KLConfig]):
         samples = int(rollout.mask.any(1).sum())
         per_sample = float(k1.sum()) / max(samples, 1)
         shaped = rewards - self.coef * kl.masked_fill(~rollout.mask, 0.0).to(rewards)
-        stats = {"kl/sequence": per_sample, "kl/token": float(k1.sum()) / max(int(rollout.mask.sum()), 1),
-                 "kl/coef": self.coef}
+        stats = {"kl/coef": self.coef, "kl/penalty": float((rewards - shaped).sum()) / max(samples, 1)}
         if self.config.target is not None:
             error = min(max(per_sample / self.config.target - 1, -0.2), 0.2)
             self.coef *= 1 + error * samples / self.config.horizon

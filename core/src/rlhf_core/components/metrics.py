@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ class RewardMetric(Metric[RewardMetricConfig]):
                 return torch.full((len(rollout),), torch.nan)
             score, abstained = rollout.score, rollout.abstained
         else:
-            reward: RewardModel = self.context.component("reward", self.config.reward)
+            reward: RewardModel[Any] = self.context.component("reward", self.config.reward)
             scores = rollout.scores.get(self.config.reward) or reward.score(rollout.samples)
             score, abstained = scores.values, scores.abstained
         return score if abstained is None else score.masked_fill(abstained.to(score.device), torch.nan)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from ..errors import DataError
-from ..interfaces import Context, PromptSource, read_rows
+from ..interfaces import Context, PromptSource, Row, read_rows
 from ..interfaces.rows import checked
 from ..records import Prompt
 from .config import FeedbackPromptsConfig, PromptsConfig
 
 
 class Prompts(PromptSource[PromptsConfig]):
-    """A `prompt` column, and all further columns as fields; read when it is built. `skipped` counts bad ones where the config says to skip them."""
+    """A `prompt` column, and all further columns as fields; read when it is built.
+
+    `skipped` counts bad rows where the config says to skip them.
+    """
 
     def __init__(self, config: PromptsConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -19,7 +24,7 @@ class Prompts(PromptSource[PromptsConfig]):
         self._prompts: list[Prompt] = []
         for row in read_rows(config, context.where, self._bad if skips else None):
             try:
-                prompt = checked(row, lambda row=row: row.prompt(row.take("prompt"), ["prompt"], config.fields))
+                prompt = checked(row, partial(self._prompt, row))
             except DataError as error:
                 if not skips:
                     raise
@@ -29,8 +34,15 @@ class Prompts(PromptSource[PromptsConfig]):
         if self.skipped:
             context.warn(f"{context.where}: skipped {self.skipped} bad records")
         if not self._prompts:
-            raise DataError(context.where, f"{config.path or config.dataset} has no prompts", "at least one row",
-                            "check the file and the `columns` of the source")
+            raise DataError(
+                context.where,
+                f"{config.path or config.dataset} has no prompts",
+                "at least one row",
+                "check the file and the `columns` of the source",
+            )
+
+    def _prompt(self, row: Row) -> Prompt:
+        return row.prompt(row.take("prompt"), ["prompt"], self.config.fields)
 
     def _bad(self, error: DataError) -> None:
         self.skipped += 1
@@ -55,8 +67,12 @@ class FeedbackPrompts(PromptSource[FeedbackPromptsConfig]):
                 break
         self._prompts = list(found.values())
         if not self._prompts:
-            raise DataError(context.where, f"feedback {config.feedback!r} has no prompts in the part {config.part!r}",
-                            "at least one", "take another part, or a larger share")
+            raise DataError(
+                context.where,
+                f"feedback {config.feedback!r} has no prompts in the part {config.part!r}",
+                "at least one",
+                "take another part, or a larger share",
+            )
 
     def __len__(self) -> int:
         return len(self._prompts)

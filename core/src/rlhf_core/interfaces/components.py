@@ -150,8 +150,9 @@ class OnlineReward(RewardModel[C]):
     """A reward that learns while the policy does, such as a discriminator."""
 
     @abstractmethod
-    def update(self, rollout: Rollout,
-               score_logprobs: Callable[[Sequence[Sample]], tuple[Tensor, Tensor]]) -> StepStats:
+    def update(
+        self, rollout: Rollout, score_logprobs: Callable[[Sequence[Sample]], tuple[Tensor, Tensor]]
+    ) -> StepStats:
         """Learn from this step's rollout, before it is scored.
 
         `score_logprobs(samples)` gives policy and reference log-probabilities, each (B,), summed over the response.
@@ -181,7 +182,7 @@ class RewardShaper(Component[C]):
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """What a policy computes for a rollout, (B, T) unless said otherwise; None where not needed. Zero outside attention.
+    """What a policy computes for a rollout, (B, T) unless said otherwise; None where not needed, 0 in padding.
 
     logprobs at the rollout's temperature; values before each token; bootstrap (B,); entropy in nats;
     top_ids and top_logprobs (B, T, K).
@@ -229,8 +230,9 @@ class Policy(Component[C]):
         """Inside, the reference generates and evaluates in the policy's stead; no gradient may be taken. Nests."""
 
     @abstractmethod
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, *, seed: int,
-                 sample_ids: Sequence[int] | None = None) -> Rollout:
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, *, seed: int, sample_ids: Sequence[int] | None = None
+    ) -> Rollout:
         """Draw one response per prompt, recording the log-probability of every token as it is drawn.
 
         Args:
@@ -281,8 +283,14 @@ class TrainingData(ABC):
         """The next `count` prompts in the run's order."""
 
     @abstractmethod
-    def rollout(self, prompts: int | Sequence[Prompt], *, samples_per_prompt: int = 1, needs: Needs | None = None,
-                sampling: Sampling | None = None) -> Rollout:
+    def rollout(
+        self,
+        prompts: int | Sequence[Prompt],
+        *,
+        samples_per_prompt: int = 1,
+        needs: Needs | None = None,
+        sampling: Sampling | None = None,
+    ) -> Rollout:
         """Sample responses to the next so many prompts (or these), score and shape them.
 
         `needs` and `sampling` are by default the bound optimizer's and the stage's. Samples of one prompt lie side by
@@ -317,8 +325,15 @@ class Environment(Component[C]):
     """Turns prompts into rollouts: one answer each, or a conversation with holes in the mask."""
 
     @abstractmethod
-    def rollout(self, policy: Policy[Any], prompts: Sequence[Prompt], sampling: Sampling, *, seed: int,
-                sample_ids: Sequence[int]) -> Rollout:
+    def rollout(
+        self,
+        policy: Policy[Any],
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        *,
+        seed: int,
+        sample_ids: Sequence[int],
+    ) -> Rollout:
         """Let `policy` act on each prompt; arguments as in `Policy.generate`."""
 
 

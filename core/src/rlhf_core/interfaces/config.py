@@ -34,8 +34,9 @@ class Needs:
 class Config(BaseModel):
     """Base of every component's configuration: unknown keys are errors, and nothing changes after it is built."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False,
-                              defer_build=True)  # built at first use: listing components must be quick
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False, defer_build=True
+    )  # built at first use: listing components must be quick
 
     @property
     def needs(self) -> Needs:
@@ -121,7 +122,9 @@ class Sampling(Config):
     min_new_tokens: int = Field(default=0, ge=0, description="end of text cannot be drawn before this many tokens")
     temperature: float = Field(default=1.0, ge=0, description="softmax temperature; 0 takes the likeliest token")
     top_k: int = Field(default=0, ge=0, description="draw among the k likeliest tokens; 0: all")
-    top_p: float = Field(default=1.0, gt=0, le=1, description="draw among the likeliest tokens that hold this mass; 1: all")
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="draw among the likeliest tokens that hold this mass; 1: all"
+    )
     stop: tuple[str, ...] = Field(default=(), description="strings that end a response; they are cut from its text")
 
     @model_validator(mode="after")
@@ -146,7 +149,9 @@ class OptimizerSettings(Config):
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's moment coefficients")
     adam_eps: float = Field(default=1e-8, gt=0, description="AdamW's epsilon")
     max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are clipped to this global norm")
-    lr_schedule: Literal["constant", "linear", "cosine"] = Field(default="constant", description="decay after the warm-up")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="decay after the warm-up"
+    )
     warmup_steps: int = Field(default=0, ge=0, description="steps over which the learning rate rises from 0")
 
 
@@ -155,24 +160,34 @@ class SupervisedConfig(OptimizerSettings):
 
     epochs: int = Field(default=1, ge=1, description="passes over the examples")
     batch_size: int = Field(default=32, ge=1, description="examples per optimizer step, over all processes")
-    micro_batch_tokens: int = Field(default=8192, ge=1, description="most tokens, padding included, in one forward pass")
-    held_out: float = Field(default=0.1, ge=0, lt=1, description="share of prompts kept out of training for the evaluation")
+    micro_batch_tokens: int = Field(
+        default=8192, ge=1, description="most tokens, padding included, in one forward pass"
+    )
+    held_out: float = Field(
+        default=0.1, ge=0, lt=1, description="share of prompts kept out of training for the evaluation"
+    )
 
 
 class SourceConfig(Config):
     """Where rows come from and what their columns are called. Give `path` or `dataset`."""
 
     path: RelativePath | None = Field(default=None, description="a JSONL file, plain or .gz")
-    dataset: str | None = Field(default=None, description="a dataset of the Hugging Face hub, or any path `datasets` loads")
+    dataset: str | None = Field(
+        default=None, description="a dataset of the Hugging Face hub, or any path `datasets` loads"
+    )
     name: str | None = Field(default=None, description="configuration (subset) of the dataset")
     split: str = Field(default="train", description="split of the dataset")
     data_dir: str | None = Field(default=None, description="folder inside the dataset")
     revision: str | None = Field(default=None, description="commit or tag of the dataset")
     limit: int | None = Field(default=None, ge=1, description="read at most this many rows")
     columns: dict[str, str] = Field(default_factory=dict, description="our name for a column -> the file's name for it")
-    fields: tuple[str, ...] | None = Field(default=None, description="columns handed on with the prompt to rewards and metrics; by default all that are left"
+    fields: tuple[str, ...] | None = Field(
+        default=None,
+        description="columns handed on with the prompt to rewards and metrics; by default all that are left",
     )
-    on_bad_record: Literal["raise", "skip"] = Field(default="raise", description="stop at a bad row, or count and skip it")
+    on_bad_record: Literal["raise", "skip"] = Field(
+        default="raise", description="stop at a bad row, or count and skip it"
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> SourceConfig:
@@ -194,7 +209,9 @@ class StageConfig(Config):
 
     id: str | None = Field(default=None, description="name of the stage in this pipeline; by default its `use` name")
     evaluate_every: int = Field(default=0, ge=0, description="evaluate during the stage every so many steps; 0: never")
-    best: str | None = Field(default=None, description="keep the weights of the evaluation at which this metric was highest")
+    best: str | None = Field(
+        default=None, description="keep the weights of the evaluation at which this metric was highest"
+    )
     until: Until | None = Field(default=None, description="stop early once a metric is reached")
 
     @model_validator(mode="after")

@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from .components import Component
 
 
-def _no_resolver(kind: str, name: str) -> Component:
-    raise ConfigError(f"{kind} {name!r}", "is named in a config, but this context was made without a registry",
-                      fix="build through rlhf_core.load(...), or give Context(resolve=...)")
+def _no_resolver(kind: str, name: str) -> Component[Any]:
+    raise ConfigError(
+        f"{kind} {name!r}",
+        "is named in a config, but this context was made without a registry",
+        fix="build through rlhf_core.load(...), or give Context(resolve=...)",
+    )
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Context:
     dtype: str = "float32"
     directory: Path | None = None
     accelerator: Accelerator | None = None
-    resolve: Callable[[str, str], Component] = _no_resolver
+    resolve: Callable[[str, str], Component[Any]] = _no_resolver
     functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
     warn: Callable[[str], None] = warnings.warn
 
@@ -76,4 +79,5 @@ class Context:
         """Mixed precision of the run, around forward passes."""
         if self.accelerator is None:
             return contextlib.nullcontext()
-        return self.accelerator.autocast()
+        mixed: contextlib.AbstractContextManager[Any] = self.accelerator.autocast()
+        return mixed

@@ -7,6 +7,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,8 +37,12 @@ class Row:
             DataError: there is no such column.
         """
         if name not in self.data:
-            raise DataError(self.where, f"no column {name!r}, only {', '.join(map(repr, self.data)) or 'none'}",
-                            f"a column {name!r}", f"map it in the config: columns: {{{name}: <its name in the file>}}")
+            raise DataError(
+                self.where,
+                f"no column {name!r}, only {', '.join(map(repr, self.data)) or 'none'}",
+                f"a column {name!r}",
+                f"map it in the config: columns: {{{name}: <its name in the file>}}",
+            )
         return self.data[name]
 
     def prompt(self, value: Any, used: Iterable[str], fields: tuple[str, ...] | None) -> Prompt:
@@ -65,8 +70,12 @@ def read_rows(config: SourceConfig, where: str, bad: Callable[[DataError], None]
         data = dict(row.data)
         for ours, theirs in config.columns.items():
             if theirs not in row.data:
-                raise DataError(row.where, f"no column {theirs!r}, only {', '.join(map(repr, row.data)) or 'none'}",
-                                f"the column that {where} maps to {ours!r}", "mend `columns` in its config")
+                raise DataError(
+                    row.where,
+                    f"no column {theirs!r}, only {', '.join(map(repr, row.data)) or 'none'}",
+                    f"the column that {where} maps to {ours!r}",
+                    "mend `columns` in its config",
+                )
             data.pop(theirs, None)
             data[ours] = row.data[theirs]
         yield Row(row.where, data)
@@ -75,8 +84,12 @@ def read_rows(config: SourceConfig, where: str, bad: Callable[[DataError], None]
 def _file_rows(config: SourceConfig, where: str, bad: Callable[[DataError], None] | None) -> Iterator[Row]:
     path = Path(str(config.path))
     if not path.is_file():
-        raise DataError(where, f"no file at {path}", "a JSONL file, plain or .gz",
-                        "check `path`; relative paths start at the registry file")
+        raise DataError(
+            where,
+            f"no file at {path}",
+            "a JSONL file, plain or .gz",
+            "check `path`; relative paths start at the registry file",
+        )
     number = 0
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
@@ -89,8 +102,12 @@ def _file_rows(config: SourceConfig, where: str, bad: Callable[[DataError], None
                     if not isinstance(data, dict):
                         raise ValueError(f"a {type(data).__name__}, not an object")
                 except ValueError as error:
-                    complaint = DataError(place, f"malformed line: {error}", "one JSON object per line",
-                                          "mend the line, or set on_bad_record: skip")
+                    complaint = DataError(
+                        place,
+                        f"malformed line: {error}",
+                        "one JSON object per line",
+                        "mend the line, or set on_bad_record: skip",
+                    )
                     if bad is None:
                         raise complaint from error
                     bad(complaint)
@@ -104,16 +121,26 @@ def _dataset_rows(config: SourceConfig, where: str) -> Iterator[Row]:
     from datasets import load_dataset
 
     try:
-        rows = load_dataset(str(config.dataset), name=config.name, split=config.split, data_dir=config.data_dir,
-                            revision=config.revision, streaming=True)
+        rows = load_dataset(
+            str(config.dataset),
+            name=config.name,
+            split=config.split,
+            data_dir=config.data_dir,
+            revision=config.revision,
+            streaming=True,
+        )
         for number, data in enumerate(rows):
             yield Row(f"{config.dataset}[{config.split}] row {number}", dict(data))
     except DataError:
         raise
     except Exception as error:  # the library raises many kinds: network, missing split, unknown builder
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(where, f"cannot load dataset {config.dataset!r}: {reason}", "a dataset id and split",
-                        "check the name and the network, or give `path` to a JSONL file") from error
+        raise DataError(
+            where,
+            f"cannot load dataset {config.dataset!r}: {reason}",
+            "a dataset id and split",
+            "check the name and the network, or give `path` to a JSONL file",
+        ) from error
 
 
 def checked(row: Row, build: Callable[[], T]) -> T:
@@ -124,8 +151,9 @@ def checked(row: Row, build: Callable[[], T]) -> T:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
         message = str(first["msg"]).removeprefix("Value error, ")
-        raise DataError(row.where, f"{place}: {message}" if place else message, "", "mend the row, or set "
-                        "on_bad_record: skip") from error
+        raise DataError(
+            row.where, f"{place}: {message}" if place else message, "", "mend the row, or set on_bad_record: skip"
+        ) from error
 
 
 class RowFeedback(FeedbackSource[S]):
@@ -140,7 +168,7 @@ class RowFeedback(FeedbackSource[S]):
         found = False
         for row in read_rows(self.config, self.context.where, self._bad if self._skips else None):
             try:
-                records = checked(row, lambda row=row: list(self.records(row)))  # type: ignore[misc]
+                records = checked(row, partial(self._list, row))
             except DataError as error:
                 if not self._skips:
                     raise
@@ -152,8 +180,15 @@ class RowFeedback(FeedbackSource[S]):
             self.context.warn(f"{self.context.where}: skipped {self.skipped} bad records")
         if not found:
             origin = self.config.path or self.config.dataset
-            raise DataError(self.context.where, f"{origin} gives no feedback ({self.skipped} bad records skipped)",
-                            "at least one record", "check the file and the `columns` of the source")
+            raise DataError(
+                self.context.where,
+                f"{origin} gives no feedback ({self.skipped} bad records skipped)",
+                "at least one record",
+                "check the file and the `columns` of the source",
+            )
+
+    def _list(self, row: Row) -> list[Feedback]:
+        return list(self.records(row))
 
     @property
     def _skips(self) -> bool:

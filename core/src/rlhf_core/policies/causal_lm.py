@@ -76,8 +76,9 @@ class CausalLM(Policy[CausalLMConfig]):
 
     # --- acting ---
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, *, seed: int,
-                 sample_ids: Sequence[int] | None = None) -> Rollout:
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, *, seed: int, sample_ids: Sequence[int] | None = None
+    ) -> Rollout:
         numbers = list(range(len(prompts))) if sample_ids is None else list(sample_ids)
         encoded = [self.codec.encode_prompt(prompt, sampling.max_new_tokens) for prompt in prompts]
         prompt_ids, prompt_mask = pad_left(encoded, self.codec.pad, self.context.device)
@@ -85,14 +86,24 @@ class CausalLM(Policy[CausalLMConfig]):
         with self.context.autocast():
             drawn = sample(self.network, self.codec, prompt_ids, prompt_mask, sampling, seed=seed, sample_ids=numbers)
         ids = [row[mask].tolist() for row, mask in zip(drawn.ids, drawn.attention, strict=True)]
-        samples = tuple(Sample(prompt, cut_at_stop(self.codec.decode(row), sampling.stop), tuple(row))
-                        for prompt, row in zip(prompts, ids, strict=True))
+        samples = tuple(
+            Sample(prompt, cut_at_stop(self.codec.decode(row), sampling.stop), tuple(row))
+            for prompt, row in zip(prompts, ids, strict=True)
+        )
         device = prompt_ids.device
         return Rollout(
-            samples=samples, prompt_ids=prompt_ids, prompt_mask=prompt_mask, response_ids=drawn.ids,
-            attention=drawn.attention, mask=drawn.attention, logprobs=drawn.logprobs,
-            behaviour_logprobs=drawn.behaviour, truncated=drawn.truncated, temperature=sampling.temperature or 1.0,
-            groups=torch.arange(len(prompts), device=device), sample_ids=torch.tensor(numbers, device=device),
+            samples=samples,
+            prompt_ids=prompt_ids,
+            prompt_mask=prompt_mask,
+            response_ids=drawn.ids,
+            attention=drawn.attention,
+            mask=drawn.attention,
+            logprobs=drawn.logprobs,
+            behaviour_logprobs=drawn.behaviour,
+            truncated=drawn.truncated,
+            temperature=sampling.temperature or 1.0,
+            groups=torch.arange(len(prompts), device=device),
+            sample_ids=torch.tensor(numbers, device=device),
         )
 
     @torch.no_grad()
@@ -104,9 +115,17 @@ class CausalLM(Policy[CausalLMConfig]):
         ids, mask = pad_right(responses, self.codec.pad, device)
         numbers = torch.arange(rows, device=device)
         rollout = Rollout(
-            samples=tuple(samples), prompt_ids=prompt_ids, prompt_mask=prompt_mask, response_ids=ids, attention=mask,
-            mask=mask, logprobs=torch.zeros(ids.shape, device=device), temperature=temperature,
-            truncated=torch.zeros(rows, dtype=torch.bool, device=device), groups=numbers, sample_ids=numbers,
+            samples=tuple(samples),
+            prompt_ids=prompt_ids,
+            prompt_mask=prompt_mask,
+            response_ids=ids,
+            attention=mask,
+            mask=mask,
+            logprobs=torch.zeros(ids.shape, device=device),
+            temperature=temperature,
+            truncated=torch.zeros(rows, dtype=torch.bool, device=device),
+            groups=numbers,
+            sample_ids=numbers,
         )
         return rollout.replace(logprobs=self.forward(rollout, Needs()).logprobs)
 
@@ -119,9 +138,9 @@ class CausalLM(Policy[CausalLMConfig]):
         self.network.eval()  # no dropout: a token's probability is a fact, not a sample
         values_wanted = needs.values or needs.bootstrap
         with self.context.autocast():
-            logits, values = self.network.response_states(rollout.prompt_ids, rollout.prompt_mask,
-                                                          rollout.response_ids, rollout.attention,
-                                                          values=values_wanted)
+            logits, values = self.network.response_states(
+                rollout.prompt_ids, rollout.prompt_mask, rollout.response_ids, rollout.attention, values=values_wanted
+            )
         logits = logits[:, :-1]  # (B, T, V); the last position predicts beyond the response
         if rollout.temperature != 1.0:
             logits = logits / rollout.temperature
@@ -135,7 +154,8 @@ class CausalLM(Policy[CausalLMConfig]):
             values=values[:, :-1].masked_fill(padding, 0.0) if values is not None and needs.values else None,
             bootstrap=values.gather(1, rollout.lengths[:, None])[:, 0] if values is not None else None,
             entropy=token_entropy(logits).masked_fill(padding, 0.0) if needs.entropy else None,
-            top_ids=top_ids, top_logprobs=top_logprobs,
+            top_ids=top_ids,
+            top_logprobs=top_logprobs,
         )
 
     # --- the reference ---
@@ -143,8 +163,11 @@ class CausalLM(Policy[CausalLMConfig]):
     @contextmanager
     def as_reference(self) -> Iterator[None]:
         if self._reference is None:
-            raise ConfigError(self.context.where, "has no reference yet",
-                              fix="call set_reference('stage-start') first; the optimize stage does")
+            raise ConfigError(
+                self.context.where,
+                "has no reference yet",
+                fix="call set_reference('stage-start') first; the optimize stage does",
+            )
         if self._speaks_as_reference:
             yield
             return
@@ -187,8 +210,11 @@ class CausalLM(Policy[CausalLMConfig]):
         if self.config.lora is None and (path / "config.json").is_file():
             config = CausalLMConfig(model=str(path), trust_remote_code=self.config.trust_remote_code)
             return dict(load_causal_lm(config, self.context)[0].named_parameters())
-        raise ConfigError(f"{self.context.where} reference", f"nothing to load at {path}",
-                          f"'stage-start', 'base', a folder with {REFERENCE_FILE}, or (full fine-tuning) a model folder")
+        raise ConfigError(
+            f"{self.context.where} reference",
+            f"nothing to load at {path}",
+            f"'stage-start', 'base', a folder with {REFERENCE_FILE}, or (full fine-tuning) a model folder",
+        )
 
     def save_reference(self, directory: Path) -> None:
         if self._reference is None:
@@ -209,12 +235,16 @@ class CausalLM(Policy[CausalLMConfig]):
             ids = self.codec.encode_response(prompt, response)
             limit = self.codec.context
             if limit is not None and self.config.max_prompt_tokens is not None:
-                ids = ids[:max(limit - self.config.max_prompt_tokens, 1)]
+                ids = ids[: max(limit - self.config.max_prompt_tokens, 1)]
             tokens = Tokens(self.codec.encode_prompt(prompt, len(ids)), ids)
             (kept_out if prompt.in_share(held_out) else train).append(tokens)
         if not train:
-            raise DataError(self.context.where, "no demonstration is left to train on", "at least one",
-                            "give more demonstrations, or a smaller held_out share")
+            raise DataError(
+                self.context.where,
+                "no demonstration is left to train on",
+                "at least one",
+                "give more demonstrations, or a smaller held_out share",
+            )
         return Imitation(self.network, self.codec, self.context, train, kept_out)
 
     def export(self, directory: Path) -> None:
@@ -223,8 +253,9 @@ class CausalLM(Policy[CausalLMConfig]):
             lm.merge_adapter()
             try:
                 model = lm.get_base_model()
-                weights = {name.replace(".base_layer", ""): t for name, t in model.state_dict().items()
-                           if "lora_" not in name}
+                weights = {
+                    name.replace(".base_layer", ""): t for name, t in model.state_dict().items() if "lora_" not in name
+                }
                 model.save_pretrained(directory, state_dict=weights)
             finally:
                 lm.unmerge_adapter()
@@ -241,16 +272,24 @@ def _with_adapters(lm: Any, config: Lora, context: Context) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
-    lora = LoraConfig(r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout,  # type: ignore[arg-type]
-                      target_modules=config.target_modules, task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=config.target_modules,
+        task_type="CAUSAL_LM",
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(context.stream("adapters")))
         try:
             return get_peft_model(lm, lora)
         except ValueError as error:
             linear = sorted({name.rpartition(".")[2] for name, m in lm.named_modules() if isinstance(m, nn.Linear)})
-            raise ConfigError(f"{context.where} lora.target_modules", f"{config.target_modules!r}: {error}",
-                              f"names among {', '.join(linear)}") from error
+            raise ConfigError(
+                f"{context.where} lora.target_modules",
+                f"{config.target_modules!r}: {error}",
+                f"names among {', '.join(linear)}",
+            ) from error
 
 
 def _copy_into(target: dict[str, Any], source: dict[str, Tensor], where: str) -> None:
@@ -263,8 +302,12 @@ def _copy_into(target: dict[str, Any], source: dict[str, Tensor], where: str) ->
     wrong = [n for n in target.keys() & source.keys() if target[n].shape != source[n].shape]
     if missing or wrong:
         got = f"{len(missing)} weights are missing ({missing[:2]}), {len(wrong)} have another shape ({wrong[:2]})"
-        raise ConfigError(where, f"{got}, {len(extra)} are unknown", "weights of the same model",
-                          "use the configuration that they were saved with")
+        raise ConfigError(
+            where,
+            f"{got}, {len(extra)} are unknown",
+            "weights of the same model",
+            "use the configuration that they were saved with",
+        )
     with torch.no_grad():
         for name, tensor in target.items():
             tensor.copy_(source[name])

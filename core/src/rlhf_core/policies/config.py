@@ -6,21 +6,24 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ..interfaces import Config, ModelName, FeedbackRef
+from ..interfaces import Config, FeedbackRef, ModelName
 
 
 class FreshTokenizer(Config):
     """A byte-level BPE tokenizer trained on the texts of feedback sources."""
 
     text: list[FeedbackRef] = Field(min_length=1, description="feedback sources whose prompts and responses it sees")
-    vocab_size: int = Field(default=1024, ge=260, description="entries, the 256 bytes and two special tokens among them")
+    vocab_size: int = Field(
+        default=1024, ge=260, description="entries, the 256 bytes and two special tokens among them"
+    )
 
 
 class FreshModel(Config):
     """A model with random weights, for trying things out and for tests."""
 
     architecture: str = Field(default="llama", description="a transformers model type: llama, gpt2, qwen3, ...")
-    sizes: dict[str, int | float | bool | str] = Field(default_factory=dict, description="arguments of its transformers config, such as hidden_size"
+    sizes: dict[str, int | float | bool | str] = Field(
+        default_factory=dict, description="arguments of its transformers config, such as hidden_size"
     )
     tokenizer: FreshTokenizer = Field(description="how its tokenizer is made")
 
@@ -42,9 +45,14 @@ class CausalLMConfig(Config):
     revision: str | None = Field(default=None, description="commit or tag on the hub")
     trust_remote_code: bool = Field(default=False, description="run code that comes with the model; off for a reason")
     lora: Lora | None = Field(default=None, description="train adapters instead of all weights")
-    critic: Literal["shared", "separate"] = Field(default="shared", description="where values come from: a head on the policy's trunk, or a trunk of its own (a copy)"
+    critic: Literal["shared", "separate"] = Field(
+        default="shared",
+        description="where values come from: a head on the policy's trunk, or a trunk of its own (a copy)",
     )
-    max_prompt_tokens: int | None = Field(default=None, ge=1, description="longer prompts lose their beginning; without it a prompt beyond the context is an error"
+    max_prompt_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="longer prompts lose their beginning; without it a prompt beyond the context is an error",
     )
 
     @model_validator(mode="after")

@@ -30,8 +30,16 @@ class Drawn:
 
 
 @torch.no_grad()
-def sample(network: PolicyNetwork, codec: Codec, prompt_ids: Tensor, prompt_mask: Tensor, sampling: Sampling, *,
-           seed: int, sample_ids: Sequence[int]) -> Drawn:
+def sample(
+    network: PolicyNetwork,
+    codec: Codec,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    sampling: Sampling,
+    *,
+    seed: int,
+    sample_ids: Sequence[int],
+) -> Drawn:
     """Draw one response per row of `prompt_ids` (B, P).
 
     The token at position t of row b is drawn with the uniform number (seed, sample_ids[b], t), whatever else is in the
@@ -39,8 +47,9 @@ def sample(network: PolicyNetwork, codec: Codec, prompt_ids: Tensor, prompt_mask
     """
     device = prompt_ids.device
     rows, longest = len(prompt_ids), sampling.max_new_tokens
-    numbers = torch.from_numpy(uniforms(seed, np.asarray(sample_ids, dtype=np.int64),
-                                        np.arange(longest, dtype=np.int64))).to(device)  # (B, T) float64
+    numbers = torch.from_numpy(
+        uniforms(seed, np.asarray(sample_ids, dtype=np.int64), np.arange(longest, dtype=np.int64))
+    ).to(device)  # (B, T) float64
     ids = torch.full((rows, longest), codec.pad, dtype=torch.long, device=device)
     logprobs = torch.zeros(rows, longest, device=device)
     behaviour = torch.zeros(rows, longest, device=device) if sampling.truncates else None
@@ -68,8 +77,13 @@ def sample(network: PolicyNetwork, codec: Codec, prompt_ids: Tensor, prompt_mask
             cache.batch_select_indices(kept)
             live, step_ids, mask = live[kept], step_ids[kept], mask[kept]
     width = int(attention.sum(1).max())
-    return Drawn(ids[:, :width], attention[:, :width], logprobs[:, :width],
-                 None if behaviour is None else behaviour[:, :width], ~done)
+    return Drawn(
+        ids[:, :width],
+        attention[:, :width],
+        logprobs[:, :width],
+        None if behaviour is None else behaviour[:, :width],
+        ~done,
+    )
 
 
 def _next(logits: Tensor, sampling: Sampling, numbers: Tensor, eos: int, t: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,7 +109,7 @@ def _mark_stopped(done: Tensor, ids: Tensor, writing: Tensor, t: int, stop: Sequ
     """Mark the rows whose text now ends in a stop string; only the tail that can hold one is decoded."""
     tail = max(4 * len(text) for text in stop) + 4  # a character is at most four byte-level tokens
     for row in writing.tolist():
-        text = codec.decode(ids[row, max(0, t + 1 - tail): t + 1].tolist())
+        text = codec.decode(ids[row, max(0, t + 1 - tail) : t + 1].tolist())
         if any(s in text for s in stop):
             done[row] = True
 
@@ -103,4 +117,4 @@ def _mark_stopped(done: Tensor, ids: Tensor, writing: Tensor, t: int, stop: Sequ
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     """`text` up to the first stop string in it."""
     found = [place for place in (text.find(s) for s in stop) if place >= 0]
-    return text[:min(found)] if found else text
+    return text[: min(found)] if found else text

@@ -26,8 +26,14 @@ class Tokens:
 class Imitation(SupervisedTask):
     """Cross-entropy of response tokens given the prompt, averaged over tokens."""
 
-    def __init__(self, network: PolicyNetwork, codec: Codec, context: Context, train: Sequence[Tokens],
-                 held_out: Sequence[Tokens]) -> None:
+    def __init__(
+        self,
+        network: PolicyNetwork,
+        codec: Codec,
+        context: Context,
+        train: Sequence[Tokens],
+        held_out: Sequence[Tokens],
+    ) -> None:
         self.module: PolicyNetwork = network
         self.train, self.held_out = train, held_out
         self._codec, self._context = codec, context
@@ -47,7 +53,7 @@ class Imitation(SupervisedTask):
         """``loss`` in nats per token and ``perplexity``."""
         total, tokens = 0.0, 0
         for start in range(0, len(examples), 64):
-            logprobs, mask = self._logprobs(examples[start:start + 64])
+            logprobs, mask = self._logprobs(examples[start : start + 64])
             total -= float(logprobs.sum())
             tokens += int(mask.sum())
         loss = total / max(tokens, 1)

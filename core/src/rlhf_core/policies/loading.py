@@ -48,12 +48,17 @@ def fresh_tokenizer(config: FreshTokenizer, context: Context) -> Any:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=config.vocab_size, special_tokens=[END_OF_TEXT, PADDING],
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=[END_OF_TEXT, PADDING],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     texts = (text for id in config.text for text in feedback_texts(context.component("feedback", id)))
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=PADDING,
-                                   clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=PADDING, clean_up_tokenization_spaces=False
+    )
 
 
 def fresh_model_config(config: FreshModel, tokenizer: Any, context: Context, **fixed: Any) -> Any:
@@ -64,13 +69,20 @@ def fresh_model_config(config: FreshModel, tokenizer: Any, context: Context, **f
     """
     from transformers import AutoConfig
 
-    ids = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id,
-           "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    ids = {
+        "vocab_size": len(tokenizer),
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+    }
     try:
         return AutoConfig.for_model(config.architecture, **ids, **config.sizes, **fixed)
     except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{context.where} fresh", f"{config.architecture!r} with {config.sizes}: {error}",
-                          "a transformers model type and arguments of its config") from error
+        raise ConfigError(
+            f"{context.where} fresh",
+            f"{config.architecture!r} with {config.sizes}: {error}",
+            "a transformers model type and arguments of its config",
+        ) from error
 
 
 def fresh_causal_lm(config: FreshModel, context: Context) -> tuple[Any, Any]:
@@ -105,8 +117,12 @@ def load_causal_lm(config: CausalLMConfig, context: Context) -> tuple[Any, Any]:
         tokenizer.pad_token = tokenizer.eos_token  # only ever masked out: masks come from lengths, not from ids
     size = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > size:
-        raise ConfigError(context.where, f"the tokenizer has {len(tokenizer)} entries, the embedding {size}",
-                          "a tokenizer that fits the model", "use the model's own tokenizer")
+        raise ConfigError(
+            context.where,
+            f"the tokenizer has {len(tokenizer)} entries, the embedding {size}",
+            "a tokenizer that fits the model",
+            "use the model's own tokenizer",
+        )
     return model.to(context.device), tokenizer
 
 
@@ -123,9 +139,12 @@ def load_pretrained(auto_class: Any, name: str | None, context: Context, **optio
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         kind = "folder" if name and Path(name).exists() else "hub id (no folder is there)"
-        raise ConfigError(context.where, f"cannot load {kind} {name!r}: {reason}",
-                          "a folder or hub id with config.json, safetensors weights and a tokenizer",
-                          "check the path, relative to the registry file, or the network") from error
+        raise ConfigError(
+            context.where,
+            f"cannot load {kind} {name!r}: {reason}",
+            "a folder or hub id with config.json, safetensors weights and a tokenizer",
+            "check the path, relative to the registry file, or the network",
+        ) from error
 
 
 def context_length(model: Any) -> int | None:

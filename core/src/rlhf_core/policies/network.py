@@ -67,12 +67,13 @@ class PolicyNetwork(nn.Module):
         Args:
             ids: (B, N) new tokens. attention: (B, S) over all tokens so far. cache: of the tokens before `ids`.
         """
-        positions = _positions(attention)[:, -ids.shape[1]:]
+        positions = _positions(attention)[:, -ids.shape[1] :]
         output = self._call(ids, attention, positions, keep=1, past_key_values=cache, use_cache=True)
         return output.logits[:, -1].float(), output.past_key_values
 
-    def response_states(self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, attention: Tensor,
-                        *, values: bool) -> tuple[Tensor, Tensor | None]:
+    def response_states(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, attention: Tensor, *, values: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """Logits and values at the T + 1 positions that matter for a response.
 
         Args:

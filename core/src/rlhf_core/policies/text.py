@@ -43,13 +43,15 @@ class Codec:
                 ids = ids[:-1]
         ids = ids or [self.eos]  # nothing to condition on: start as after an end of text
         if self.max_prompt_tokens is not None:
-            ids = ids[-self.max_prompt_tokens:]
+            ids = ids[-self.max_prompt_tokens :]
         if self.context is not None and len(ids) + room > self.context:
-            raise DataError(f"{self.where} prompt {prompt.render()[:60]!r}...",
-                            f"{len(ids)} tokens, and {room} more for the response",
-                            f"at most {self.context} together, the model's context",
-                            f"set max_prompt_tokens: {max(self.context - room, 1)} on the policy to cut the beginning "
-                            "of long prompts, or lower max_new_tokens")
+            raise DataError(
+                f"{self.where} prompt {prompt.render()[:60]!r}...",
+                f"{len(ids)} tokens, and {room} more for the response",
+                f"at most {self.context} together, the model's context",
+                f"set max_prompt_tokens: {max(self.context - room, 1)} on the policy to cut the beginning "
+                "of long prompts, or lower max_new_tokens",
+            )
         return list(ids)
 
     def encode_response(self, prompt: Prompt, response: str) -> list[int]:
@@ -75,7 +77,7 @@ class Codec:
         ends: list[int] = []
         start, read, length = 0, 0, 0
         for t in range(len(ids)):
-            known, text = self.decode(ids[start:read]), self.decode(ids[start:t + 1])
+            known, text = self.decode(ids[start:read]), self.decode(ids[start : t + 1])
             if len(text) > len(known) and not text.endswith("\ufffd"):
                 length += len(text) - len(known)
                 start, read = read, t + 1

@@ -30,7 +30,9 @@ class Prompt(Record):
     """What a response answers: text, or chat messages, with `fields` (references, answers) for rewards and metrics."""
 
     text: str | tuple[Message, ...] = Field(description="a string, or the messages of a chat up to the reply")
-    fields: dict[str, Any] = Field(default_factory=dict, description="further columns, handed on to rewards and metrics")
+    fields: dict[str, Any] = Field(
+        default_factory=dict, description="further columns, handed on to rewards and metrics"
+    )
 
     @field_validator("text")
     @classmethod
@@ -153,8 +155,10 @@ class Comparison(FeedbackRecord):
         if len(self.responses) < 2:
             raise ValueError(f"a comparison needs at least two responses, got {len(self.responses)}")
         if len(self.ranks) != len(self.responses):
-            raise ValueError(f"a comparison needs one rank per response, got {len(self.ranks)} ranks "
-                             f"for {len(self.responses)} responses")
+            raise ValueError(
+                f"a comparison needs one rank per response, got {len(self.ranks)} ranks "
+                f"for {len(self.responses)} responses"
+            )
         return self
 
     @property
@@ -166,7 +170,7 @@ class Comparison(FeedbackRecord):
         """Every (better, worse) pair; ties give none."""
         ordered = sorted(zip(self.ranks, self.responses, strict=True), key=lambda pair: pair[0])
         for i, (rank, better) in enumerate(ordered):
-            for other_rank, worse in ordered[i + 1:]:
+            for other_rank, worse in ordered[i + 1 :]:
                 if other_rank > rank:
                     yield better, worse
 

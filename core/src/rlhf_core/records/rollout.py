@@ -124,7 +124,7 @@ class Rollout:
         return self.replace(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
     def select(self, rows: Sequence[int]) -> Rollout:
-        """The samples at `rows`, without the columns that are padding in all of them; per-reward scores are left out."""
+        """The samples at `rows`, without the columns that are padding in all of them, and without `scores`."""
         index = self.mask.new_tensor(list(rows), dtype=self.groups.dtype)
         first = self._first_prompt_column(index)
         last = max(int(self.attention[index].sum(1).max()), 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,11 +37,15 @@ def joined(rollouts: Sequence[Rollout]) -> Rollout:
     changes: dict[str, Tensor] = {}
     for name in first.tensors():
         parts = [r.tensors()[name] for r in rollouts]
-        changes[name] = torch.cat([_widen(p, max(q.shape[1] for q in parts), left=name in PROMPT_COLUMNS)
-                                   if p.dim() > 1 else p for p in parts])
+        changes[name] = torch.cat(
+            [
+                _widen(p, max(q.shape[1] for q in parts), left=name in PROMPT_COLUMNS) if p.dim() > 1 else p
+                for p in parts
+            ]
+        )
     scores = {name: _joined_scores([r.scores[name] for r in rollouts]) for name in first.scores}
     samples = tuple(sample for r in rollouts for sample in r.samples)
-    return replace(first, samples=samples, scores=scores, **changes)
+    return first.replace(samples=samples, scores=scores, **changes)
 
 
 def _widen(tensor: Tensor, width: int, *, left: bool) -> Tensor:
@@ -56,6 +59,8 @@ def _joined_scores(scores: Sequence[Scores]) -> Scores:
     return Scores(
         values=torch.cat([s.values for s in scores]),
         spans=None if first.spans is None else tuple(span for s in scores for span in s.spans or ()),
-        abstained=None if first.abstained is None else torch.cat([s.abstained for s in scores if s.abstained is not None]),
+        abstained=None
+        if first.abstained is None
+        else torch.cat([s.abstained for s in scores if s.abstained is not None]),
         parts={name: torch.cat([s.parts[name] for s in scores]) for name in first.parts},
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
-from ..interfaces import FeedbackSource, Needs, PromptSource, RewardShaper, Sampling, State, StepStats, TrainingData
 from ..errors import ConfigError
+from ..interfaces import FeedbackSource, Needs, PromptSource, RewardShaper, Sampling, State, StepStats, TrainingData
 from ..randomness import derive_seed, permutation
 from ..records import Feedback, Prompt, Rollout
 from .rewards import token_rewards
@@ -22,8 +23,15 @@ class StageData(TrainingData):
     is all the state there is.
     """
 
-    def __init__(self, sampler: Sampler, source: PromptSource[Any] | None, feedback: Sequence[FeedbackSource[Any]],
-                 shapers: Sequence[RewardShaper[Any]], sampling: Sampling, needs: Needs) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        source: PromptSource[Any] | None,
+        feedback: Sequence[FeedbackSource[Any]],
+        shapers: Sequence[RewardShaper[Any]],
+        sampling: Sampling,
+        needs: Needs,
+    ) -> None:
         self.sampler, self.source, self.sources = sampler, source, feedback
         self.shapers, self.sampling, self.needs = shapers, sampling, needs
         self.step = 0
@@ -37,8 +45,12 @@ class StageData(TrainingData):
 
     def prompts(self, count: int) -> list[Prompt]:
         if self.source is None:
-            raise ConfigError("optimize", "the optimizer asks for prompts, and the stage names none", "a prompt source",
-                              "add `prompts: ID` to the optimize stage")
+            raise ConfigError(
+                "optimize",
+                "the optimizer asks for prompts, and the stage names none",
+                "a prompt source",
+                "add `prompts: ID` to the optimize stage",
+            )
         size, seed = len(self.source), self.sampler.context.seed
         chosen = []
         for place in range(self.used, self.used + count):
@@ -47,14 +59,21 @@ class StageData(TrainingData):
         self.used += count
         return chosen
 
-    def rollout(self, prompts: int | Sequence[Prompt], *, samples_per_prompt: int = 1, needs: Needs | None = None,
-                sampling: Sampling | None = None) -> Rollout:
+    def rollout(
+        self,
+        prompts: int | Sequence[Prompt],
+        *,
+        samples_per_prompt: int = 1,
+        needs: Needs | None = None,
+        sampling: Sampling | None = None,
+    ) -> Rollout:
         chosen = self.prompts(prompts) if isinstance(prompts, int) else list(prompts)
         wanted = (needs or Needs()) | self.needs
         seed = derive_seed(self.sampler.context.seed, "rollout", self.step, self._calls)
         self._calls += 1
-        rollout, online = self.sampler.rollout(chosen, samples_per_prompt, sampling or self.sampling, wanted,
-                                               seed=seed, learn=True)
+        rollout, online = self.sampler.rollout(
+            chosen, samples_per_prompt, sampling or self.sampling, wanted, seed=seed, learn=True
+        )
         rollout = self.shaped(rollout)
         self.stats.update({**_statistics(rollout), **online})
         return rollout
@@ -82,7 +101,8 @@ class StageData(TrainingData):
         if len(paid) and bool((paid > 0).all()) and float(rollout.mask.sum(1).max()) > 1:
             self.sampler.context.warn(
                 "every token is paid a positive reward, so a longer response earns more whatever it says; "
-                "centre the ratings (subtract their mean) or pay one score per response")
+                "centre the ratings (subtract their mean) or pay one score per response"
+            )
 
     def rescore(self, rollout: Rollout, needs: Needs | None = None) -> Rollout:
         return self.sampler.evaluated(rollout, self.needs if needs is None else needs, rescore=True)
@@ -116,10 +136,15 @@ def _statistics(rollout: Rollout) -> StepStats:
         # the mean of -log p over sampled tokens estimates the entropy without bias, at no cost
         "policy/entropy": -float(rollout.logprobs[rollout.mask].sum()) / tokens,
     }
+    if rollout.reference_logprobs is not None:
+        k1 = float(
+            (rollout.logprobs - rollout.reference_logprobs)[rollout.mask].sum()
+        )  # unbiased for KL(policy || ref)
+        stats.update({"kl/sequence": k1 / samples, "kl/token": k1 / tokens})
     for name, scores in rollout.scores.items():
         kept = live.to(scores.values.device) if scores.abstained is None else ~scores.abstained.to(scores.values.device)
-        stats[f"reward/{name}"] = float(scores.values[kept].mean()) if bool(kept.any()) else 0.0
-        if scores.abstained is not None and bool(scores.abstained.any()):
+        stats[f"reward/{name}"] = float(scores.values[kept].mean()) if bool(kept.any()) else math.nan
+        if scores.abstained is not None:
             stats[f"reward/{name}/abstained"] = float(scores.abstained.sum())
         for part, values in scores.parts.items():
             stats[f"reward/{name}/{part}"] = float(values.float().mean())

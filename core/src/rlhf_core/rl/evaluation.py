@@ -35,8 +35,15 @@ def mean_and_error(values: Tensor) -> dict[str, float]:
     return {"mean": float(kept.mean()) if n else math.nan, "error": error, "n": float(n)}
 
 
-def evaluate(sampler: Sampler, prompts: Sequence[Prompt], metrics: Mapping[str, Metric[Any]], sampling: Sampling, *,
-             seed: int, reference: bool = False) -> Evaluation:
+def evaluate(
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    metrics: Mapping[str, Metric[Any]],
+    sampling: Sampling,
+    *,
+    seed: int,
+    reference: bool = False,
+) -> Evaluation:
     """Sample one response per prompt and measure each.
 
     The same `seed` for policy and `reference` gives both the same random numbers, so that their difference, prompt by

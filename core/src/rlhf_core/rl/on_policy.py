@@ -33,8 +33,13 @@ class Batch:
             them add up to the true mean: that is what `token_mean` and `sample_mean` do.
     """
 
-    def __init__(self, rollout: Rollout, prepared: Mapping[str, Tensor], token_count: float, sample_count: float,
-                 ) -> None:
+    def __init__(
+        self,
+        rollout: Rollout,
+        prepared: Mapping[str, Tensor],
+        token_count: float,
+        sample_count: float,
+    ) -> None:
         self.rollout = rollout
         self.prepared = prepared
         self.token_count, self.sample_count = token_count, sample_count
@@ -47,8 +52,10 @@ class Batch:
             return getattr(self.__dict__["rollout"], name)
         except (AttributeError, KeyError):
             entries = ", ".join(sorted({*prepared, *self.__dict__["rollout"].tensors()}))
-            raise AttributeError(f"a batch has no {name!r}; it has {entries}. Return it from prepare(), or ask for it "
-                                 "with `needs` in the config") from None
+            raise AttributeError(
+                f"a batch has no {name!r}; it has {entries}. Return it from prepare(), or ask for it "
+                "with `needs` in the config"
+            ) from None
 
     def token_mean(self, x: Tensor) -> Tensor:
         """This part's share of the mean over tokens of x (B, T): parts add up to the mean of the whole step."""
@@ -88,9 +95,12 @@ class OnPolicyOptimizer(PolicyOptimizer[C]):
         super().bind(policy, total_steps)
         config = self.config
         if config.samples_per_prompt < config.needs.samples_per_prompt:
-            raise ConfigError(self.context.where, f"samples_per_prompt is {config.samples_per_prompt}",
-                              f"at least {config.needs.samples_per_prompt}: its baseline compares samples of one prompt",
-                              f"set samples_per_prompt: {max(4, config.needs.samples_per_prompt)}")
+            raise ConfigError(
+                self.context.where,
+                f"samples_per_prompt is {config.samples_per_prompt}",
+                f"at least {config.needs.samples_per_prompt}: its baseline compares samples of one prompt",
+                f"set samples_per_prompt: {max(4, config.needs.samples_per_prompt)}",
+            )
         policy.prepare(config.needs)
         samples = config.prompts_per_step * config.samples_per_prompt
         updates = total_steps * config.epochs * -(-samples // config.minibatch_size)
@@ -105,14 +115,21 @@ class OnPolicyOptimizer(PolicyOptimizer[C]):
         for epoch in range(config.epochs):
             order = permutation(derive_seed(self.context.seed, "minibatches", data.step, epoch), len(rollout))
             for start in range(0, len(order), config.minibatch_size):
-                stats, went_on = self._update(rollout, prepared, order[start:start + config.minibatch_size], data.step)
+                stats, went_on = self._update(
+                    rollout, prepared, order[start : start + config.minibatch_size], data.step
+                )
                 history.append(stats)
                 if not went_on:
                     return self._summary(history, stopped=True)
         return self._summary(history, stopped=False)
 
-    def _update(self, rollout: Rollout, prepared: Mapping[str, Tensor], rows: Sequence[int], step: int,
-                ) -> tuple[dict[str, float], bool]:
+    def _update(
+        self,
+        rollout: Rollout,
+        prepared: Mapping[str, Tensor],
+        rows: Sequence[int],
+        step: int,
+    ) -> tuple[dict[str, float], bool]:
         """One update of the weights from the samples at `rows`; False if the policy had moved too far already."""
         live = [row for row in rows if bool(rollout.mask[row].any())]
         tokens = float(rollout.mask[live].sum())
@@ -162,5 +179,5 @@ def _cut(entry: Tensor, rollout: Rollout, rows: Sequence[int], cut: Rollout) -> 
     """The rows of a prepared entry, and where it has a column per token, the columns of the cut rollout."""
     entry = entry[list(rows)]
     if entry.dim() > 1 and entry.shape[1] == rollout.mask.shape[1]:
-        entry = entry[:, :cut.mask.shape[1]]
+        entry = entry[:, : cut.mask.shape[1]]
     return entry

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from ..records import Rollout, Sample, Scores
 class RewardMix:
     """Rewards by id with their weights; the score of a sample is the weighted sum."""
 
-    models: Mapping[str, RewardModel]
+    models: Mapping[str, RewardModel[Any]]
     weights: Mapping[str, float]
 
     def score(self, rollout: Rollout) -> Rollout:
@@ -39,13 +40,16 @@ class RewardMix:
                 abstained |= s.abstained.to(device)
         alone = rollout.groups.max() + 1 + rollout.sample_ids
         return rollout.replace(
-            scores=scores, score=total.masked_fill(abstained, 0.0), abstained=abstained,
-            mask=rollout.mask & ~abstained[:, None], groups=torch.where(abstained, alone, rollout.groups),
+            scores=scores,
+            score=total.masked_fill(abstained, 0.0),
+            abstained=abstained,
+            mask=rollout.mask & ~abstained[:, None],
+            groups=torch.where(abstained, alone, rollout.groups),
         )
 
 
 @torch.no_grad()
-def checked_scores(model: RewardModel, samples: Sequence[Sample]) -> Scores:
+def checked_scores(model: RewardModel[Any], samples: Sequence[Sample]) -> Scores:
     """``model.score(samples)``, looked over.
 
     Raises:
@@ -55,20 +59,31 @@ def checked_scores(model: RewardModel, samples: Sequence[Sample]) -> Scores:
     scores = model.score(samples)
     if scores.values.shape != (len(samples),):
         shape = tuple(scores.values.shape)
-        raise RewardError(where, f"scores of shape {shape} for {len(samples)} samples",
-                          f"one score per sample, shape ({len(samples)},)", "return as many scores as completions")
+        raise RewardError(
+            where,
+            f"scores of shape {shape} for {len(samples)} samples",
+            f"one score per sample, shape ({len(samples)},)",
+            "return as many scores as completions",
+        )
     valid = torch.isfinite(scores.values)
     if scores.abstained is not None:
         valid = valid | scores.abstained.to(valid.device)
     if not bool(valid.all()):
         i = int((~valid).nonzero()[0])
-        raise RewardError(where, f"score {float(scores.values[i])} for sample {i}: {show(samples[i])}",
-                          "a finite number", "return None (function rewards) or abstain where there is no opinion")
+        raise RewardError(
+            where,
+            f"score {float(scores.values[i])} for sample {i}: {show(samples[i])}",
+            "a finite number",
+            "return None (function rewards) or abstain where there is no opinion",
+        )
     for i, spans in enumerate(scores.spans or ()):
         for span in spans:
             if not 0 <= span.start < span.end <= len(samples[i].response):
-                raise RewardError(where, f"span [{span.start}, {span.end}) of sample {i}: {show(samples[i])}",
-                                  f"a range inside its {len(samples[i].response)} characters")
+                raise RewardError(
+                    where,
+                    f"span [{span.start}, {span.end}) of sample {i}: {show(samples[i])}",
+                    f"a range inside its {len(samples[i].response)} characters",
+                )
     return scores
 
 
@@ -77,7 +92,7 @@ def show(sample: Sample) -> str:
     return f"{sample.prompt.render()[-80:]!r} -> {sample.response[:160]!r}"
 
 
-def token_rewards(rollout: Rollout, score: Tensor, mix: RewardMix, policy: Policy) -> Tensor:
+def token_rewards(rollout: Rollout, score: Tensor, mix: RewardMix, policy: Policy[Any]) -> Tensor:
     """Place the (shaped) `score` (B,) on tokens: rewards (B, T) whose rows sum to it.
 
     A span's credit, times its reward's weight, goes to the last token of the span; what spans do not account for goes
@@ -101,5 +116,3 @@ def token_rewards(rollout: Rollout, score: Tensor, mix: RewardMix, policy: Polic
     rows = paid.nonzero()[:, 0]
     rewards[rows, last_token[rows]] += rest[rows]
     return rewards
-
-

@@ -32,8 +32,16 @@ class Sampler:
     forward_tokens: int = 32_768
     rescore: bool = False
 
-    def rollout(self, prompts: Sequence[Prompt], samples_per_prompt: int, sampling: Sampling, needs: Needs, *,
-                seed: int, learn: bool = False) -> tuple[Rollout, StepStats]:
+    def rollout(
+        self,
+        prompts: Sequence[Prompt],
+        samples_per_prompt: int,
+        sampling: Sampling,
+        needs: Needs,
+        *,
+        seed: int,
+        learn: bool = False,
+    ) -> tuple[Rollout, StepStats]:
         """Scored samples of `prompts`, those of one prompt side by side, over all processes.
 
         `learn`: let online rewards learn from the samples before they are scored. Returns their statistics as well.
@@ -72,10 +80,10 @@ class Sampler:
                 if value is None:
                     continue
                 if name not in whole:
-                    shape = (len(rollout), rollout.mask.shape[1], *value.shape[2:])[:max(value.dim(), 1)]
+                    shape = (len(rollout), rollout.mask.shape[1], *value.shape[2:])[: max(value.dim(), 1)]
                     whole[name] = value.new_zeros(shape)
                 if value.dim() > 1:
-                    whole[name][rows, :value.shape[1]] = value
+                    whole[name][rows, : value.shape[1]] = value
                 else:
                     whole[name][rows] = value
         return Outputs(**whole)
@@ -85,10 +93,11 @@ class Sampler:
         policies: list[Tensor] = []
         references: list[Tensor] = []
         for start in range(0, len(samples), 32):
-            rollout = self.evaluated(self.policy.encode(samples[start:start + 32]), Needs(reference=True), rescore=False)
+            rollout = self.evaluated(
+                self.policy.encode(samples[start : start + 32]), Needs(reference=True), rescore=False
+            )
             policies.append(rollout.logprobs.sum(1))
-            references.append((rollout.reference_logprobs if rollout.reference_logprobs is not None
-                               else rollout.logprobs).sum(1))
+            references.append(
+                (rollout.reference_logprobs if rollout.reference_logprobs is not None else rollout.logprobs).sum(1)
+            )
         return torch.cat(policies), torch.cat(references)
-
-

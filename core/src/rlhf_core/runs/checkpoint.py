@@ -44,9 +44,12 @@ def save(directory: Path, state: State) -> None:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        raise RunError(f"checkpoint {directory}", "the disk is full" if full else f"cannot be written: {error}",
-                       "room for the weights and the optimizer's moments",
-                       "free some space and go on with --resume; the checkpoint before is whole") from error
+        raise RunError(
+            f"checkpoint {directory}",
+            "the disk is full" if full else f"cannot be written: {error}",
+            "room for the weights and the optimizer's moments",
+            "free some space and go on with --resume; the checkpoint before is whole",
+        ) from error
 
 
 def load(directory: Path) -> State:
@@ -60,8 +63,12 @@ def load(directory: Path) -> State:
         tensors = load_file(directory / TENSOR_FILE)
         state: State = _with_tensors(tree, tensors)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise RunError(f"checkpoint {directory}", f"cannot be read: {error}", f"{STATE_FILE} and {TENSOR_FILE}",
-                       "take an older checkpoint: remove this folder and --resume again") from error
+        raise RunError(
+            f"checkpoint {directory}",
+            f"cannot be read: {error}",
+            f"{STATE_FILE} and {TENSOR_FILE}",
+            "take an older checkpoint: remove this folder and --resume again",
+        ) from error
     return state
 
 

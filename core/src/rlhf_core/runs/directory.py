@@ -26,11 +26,16 @@ def new_directory(pipeline: str, out: Path | None) -> Path:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         out = next(p for n in range(1000) if not (p := parent / (f"{stamp}-{n}" if n else stamp)).exists())
     if (out / REGISTRY).exists():
-        raise RunError(f"run directory {out}", "holds a run already", "a new directory",
-                       "add --resume to go on with it, or choose another --out")
+        raise RunError(
+            f"run directory {out}",
+            "holds a run already",
+            "a new directory",
+            "add --resume to go on with it, or choose another --out",
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"run directory {out}", "is not an empty directory", "a new or empty directory",
-                       "choose another --out")
+        raise RunError(
+            f"run directory {out}", "is not an empty directory", "a new or empty directory", "choose another --out"
+        )
     try:
         (out / CHECKPOINTS).mkdir(parents=True)
     except OSError as error:
@@ -48,12 +53,20 @@ def existing_directory(pipeline: str, out: Path | None) -> Path:
         parent = Path("runs", pipeline)
         runs = sorted(p.parent for p in parent.glob(f"*/{REGISTRY}"))
         if not runs:
-            raise RunError(f"run of {pipeline!r}", f"nothing to resume under {parent}", "an earlier run",
-                           "start one without --resume, or name its directory with --out")
+            raise RunError(
+                f"run of {pipeline!r}",
+                f"nothing to resume under {parent}",
+                "an earlier run",
+                "start one without --resume, or name its directory with --out",
+            )
         out = runs[-1]
     if not (out / REGISTRY).is_file():
-        raise RunError(f"run directory {out}", "holds no run", f"a directory with {REGISTRY}",
-                       "start one without --resume, or name another --out")
+        raise RunError(
+            f"run directory {out}",
+            "holds no run",
+            f"a directory with {REGISTRY}",
+            "start one without --resume, or name another --out",
+        )
     return out.resolve()
 
 
@@ -61,7 +74,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace the file at `path` as a whole."""
     beside = path.with_name(f".{path.name}.partial")
     beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    beside.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -8,13 +8,31 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 # what a line shows of a step, in this order, where it is there
-SHOWN = ("sft/loss", "fit/loss", "fit/accuracy", "reward/score", "kl/sequence", "response/length", "policy/loss",
-         "policy/entropy", "value/loss", "value/explained_variance", "policy/clip_fraction")
+SHOWN = (
+    "sft/loss",
+    "fit/loss",
+    "fit/accuracy",
+    "reward/score",
+    "kl/sequence",
+    "response/length",
+    "policy/loss",
+    "policy/entropy",
+    "value/loss",
+    "value/explained_variance",
+    "policy/clip_fraction",
+)
 
 
 class Display:
@@ -31,9 +49,16 @@ class Display:
     def stage(self, name: str, total: int, done: int) -> None:
         """A stage begins, `done` of its `total` steps already behind it."""
         if self.console.is_terminal:
-            self._progress = Progress(SpinnerColumn(), TextColumn("{task.description:>12}"), BarColumn(bar_width=24),
-                                      MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-                                      TextColumn("{task.fields[stats]}"), console=self.console)
+            self._progress = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description:>12}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[stats]}"),
+                console=self.console,
+            )
             self._progress.add_task(name, total=total, completed=done, stats="")
             self._progress.start()
 
@@ -64,8 +89,10 @@ class Display:
         for column in ("before", "after", "change") if paired else ("value",):
             table.add_column(column, justify="right")
         for name, entry in metrics.items():
-            cells = [interval(entry[key]) if key in entry else "" for key in
-                     (("before", "after", "change") if paired else ("after",))]
+            cells = [
+                interval(entry[key]) if key in entry else ""
+                for key in (("before", "after", "change") if paired else ("after",))
+            ]
             table.add_row(escape(name), *cells)
         self.console.print(table)
 

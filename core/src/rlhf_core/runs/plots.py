@@ -43,19 +43,30 @@ class Spec(NamedTuple):
 
 
 REWARD = Spec(
-    "Reward in total", {"reward/score": "score", "reward/shaped": "shaped"}, Axis("mean per response"),
+    "Reward in total",
+    {"reward/score": "score", "reward/shaped": "shaped"},
+    Axis("mean per response"),
     "Mean reward of the sampled responses, as scored, and as the optimizer sees it after shaping (such as a price on "
-    "KL); rising is the aim, as far as the reward can be trusted.")
+    "KL); rising is the aim, as far as the reward can be trusted.",
+)
 PARTS = "Mean of each reward on its own, before its weight; one that falls while the total rises is being traded away."
 KL = Spec(
-    "Distance from the reference (KL)", {"kl/sequence": "KL"}, Axis("nats per response", zero=True),
+    "Distance from the reference (KL)",
+    {"kl/sequence": "KL"},
+    Axis("nats per response", zero=True),
     "How far the policy has moved from its reference; 0 means unchanged, and a steep climb often comes just before the "
-    "text breaks down.")
-FRONTIER = ("One point per step, pale early and strong late; where they bend downwards, moving further from the "
-            "reference no longer pays.")
+    "text breaks down.",
+)
+FRONTIER = (
+    "One point per step, pale early and strong late; where they bend downwards, moving further from the "
+    "reference no longer pays."
+)
 TRUNCATED = Spec(
-    "Truncated responses", {"response/truncated": "truncated"}, Axis("% of responses", zero=True, percent=True),
-    "Responses cut off at the length limit; near 100 % the limit is too short or the policy does not know how to stop.")
+    "Truncated responses",
+    {"response/truncated": "truncated"},
+    Axis("% of responses", zero=True, percent=True),
+    "Responses cut off at the length limit; near 100 % the limit is too short or the policy does not know how to stop.",
+)
 SPECS = (
     Spec("Response length", {"response/length": "length"}, Axis("tokens per response", zero=True),
          "Mean length of a response; a steady climb along with the reward may mean that length itself is rewarded."),
@@ -79,8 +90,10 @@ SPECS = (
          "Share of the feedback that the reward model gets right; between two responses, 50 % is guessing."),
 )  # fmt: skip
 UNITS = {"kl": "nats per response", "length": "tokens per response"}
-EVALUATION = ("Measured on held-out data during training; where it turns while the training curve still improves, "
-              "training has gone on too long.")
+EVALUATION = (
+    "Measured on held-out data during training; where it turns while the training curve still improves, "
+    "training has gone on too long."
+)
 OTHER = "As the stage logged it; what it means is up to the component that logs it."
 # of evaluations: counts, and what the loss says already
 UNDRAWN = {"eval/pairs", "eval/perplexity", "eval/examples"}
@@ -104,7 +117,7 @@ class Plots:
         if not (len(parts) == 1 and "reward/score" in lines and _same(lines, "reward/score", *parts)):
             names = list(parts)
             for start in range(0, len(names), MOST):
-                chosen = {name: parts[name] for name in names[start:start + MOST]}
+                chosen = {name: parts[name] for name in names[start : start + MOST]}
                 plots.append(self._curves(stage, lines, Spec("Reward by component", chosen, REWARD.axis, PARTS)))
         plots += self._specs(stage, lines, (KL,), drawn)
         if {"kl/sequence", "reward/score"} <= lines.keys():
@@ -120,8 +133,9 @@ class Plots:
                 plots.append(self._curves(stage, lines, Spec(name, {name: name}, Axis("value"), OTHER)))
         return plots
 
-    def _specs(self, stage: StageLog, lines: Mapping[str, Values], specs: Iterable[Spec],
-               drawn: set[str]) -> list[Plot]:
+    def _specs(
+        self, stage: StageLog, lines: Mapping[str, Values], specs: Iterable[Spec], drawn: set[str]
+    ) -> list[Plot]:
         """Those of `specs` whose first statistic is there; the names they draw are added to `drawn`."""
         plots = []
         for spec in specs:
@@ -155,7 +169,7 @@ class Plots:
         far = np.sqrt(np.maximum(lines["kl/sequence"], 0.0))  # estimates from samples can fall below 0
         reward = lines["reward/score"]
         kept = np.flatnonzero(np.isfinite(far) & np.isfinite(reward))
-        kept = kept[::max(1, len(kept) // POINTS)]
+        kept = kept[:: max(1, len(kept) // POINTS)]
 
         def draw(axes: Any) -> None:
             shades = np.ceil(np.linspace(0.15, 1.0, len(kept)) * 20) / 20
@@ -190,11 +204,17 @@ def logs_of(metrics: Iterable[Mapping[str, Any]]) -> list[StageLog]:
 def _parts(lines: Mapping[str, Values], rewards: Mapping[str, Any]) -> dict[str, str]:
     """Statistics of single rewards, with their labels; by the stage's own list, or by the form of the name."""
     if rewards:
-        return {f"reward/{name}": f"{name} (weight {real(weight):g})" for name, weight in rewards.items()
-                if f"reward/{name}" in lines and name not in ("score", "shaped")}
+        return {
+            f"reward/{name}": f"{name} (weight {real(weight):g})"
+            for name, weight in rewards.items()
+            if f"reward/{name}" in lines and name not in ("score", "shaped")
+        }
     taken = {"reward/score", "reward/score_std", "reward/shaped"}
-    return {name: name.removeprefix("reward/") for name in lines
-            if name.startswith("reward/") and name.count("/") == 1 and name not in taken}
+    return {
+        name: name.removeprefix("reward/")
+        for name in lines
+        if name.startswith("reward/") and name.count("/") == 1 and name not in taken
+    }
 
 
 def _same(lines: Mapping[str, Values], first: str, second: str) -> bool:

@@ -15,16 +15,24 @@ from typing import Any
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy", "safetensors")
 
 
-def provenance(pipeline: str, seed: int, root: Path, configs: Iterable[Mapping[str, Any]], device: str) -> dict[str, Any]:
+def provenance(
+    pipeline: str, seed: int, root: Path, configs: Iterable[Mapping[str, Any]], device: str
+) -> dict[str, Any]:
     """What is known at the start of a run, as JSON."""
     import torch
 
     return {
-        "pipeline": pipeline, "seed": seed, "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "pipeline": pipeline,
+        "seed": seed,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "versions": {"python": platform.python_version(), **_versions()},
-        "machine": {"system": platform.platform(), "processor": _processor(), "threads": torch.get_num_threads(),
-                    "device": torch.cuda.get_device_name() if device.startswith("cuda") else device},
+        "machine": {
+            "system": platform.platform(),
+            "processor": _processor(),
+            "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
+        },
         "git": _git(root),
         "files": {str(path): _digest(path) for path in sorted(set(_files(list(configs))))},
     }
@@ -53,9 +61,12 @@ def _processor() -> str:
 
 def _git(root: Path) -> dict[str, Any] | None:
     """Commit and whether the work tree differs from it; None outside a repository."""
+
     def ask(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10,
-                              check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+
     try:
         return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
@@ -63,15 +74,15 @@ def _git(root: Path) -> dict[str, Any] | None:
 
 
 def _files(value: Any) -> Iterator[Path]:
-    """Every string in the configs that names an existing file."""
+    """Every string in the configs that names an existing file, or a function in one ("file.py:name")."""
     if isinstance(value, Mapping):
         for item in value.values():
             yield from _files(item)
     elif isinstance(value, list):
         for item in value:
             yield from _files(item)
-    elif isinstance(value, str) and value.startswith("/") and len(value) < 4096 and Path(value).is_file():
-        yield Path(value)
+    elif isinstance(value, str) and value.startswith("/") and len(value) < 4096:
+        yield from (path for path in (Path(value), Path(value.rpartition(":")[0])) if path.is_file())
 
 
 def _digest(path: Path) -> str:

@@ -54,8 +54,12 @@ def write_report(directory: Path) -> Path:
     try:
         write_atomically(directory / REPORT, html)
     except OSError as error:
-        raise RunError(f"report of {directory}", f"cannot be written: {error}", "a writable directory with room",
-                       "make room, and write it again; the run itself is complete") from error
+        raise RunError(
+            f"report of {directory}",
+            f"cannot be written: {error}",
+            "a writable directory with room",
+            "make room, and write it again; the run itself is complete",
+        ) from error
     return directory / REPORT
 
 
@@ -69,18 +73,33 @@ def _contents(directory: Path) -> dict[str, Any]:
     yaml = registry.read_text(encoding="utf-8", errors="replace") if registry.is_file() else ""
     samples = [s for s in _lines(directory, SAMPLES) if "after" in s]
     return {
-        "pipeline": pipeline, "seed": seed, "description": _description(yaml),
-        "version": mapping(provenance.get("versions")).get("rlhf-core"), "date": date(provenance.get("started")),
-        "duration": duration(sum(t.seconds for t in times)), "stages": list(stages),
-        "parameters": summary.get("parameters"), "trainable": summary.get("trainable"),
-        "evaluations": [Table.of(name, mapping(result["metrics"])) for name, result in stages.items()
-                        if mapping(mapping(result).get("metrics"))],
+        "pipeline": pipeline,
+        "seed": seed,
+        "description": _description(yaml),
+        "version": mapping(provenance.get("versions")).get("rlhf-core"),
+        "date": date(provenance.get("started")),
+        "duration": duration(sum(t.seconds for t in times)),
+        "stages": list(stages),
+        "parameters": summary.get("parameters"),
+        "trainable": summary.get("trainable"),
+        "evaluations": [
+            Table.of(name, mapping(result["metrics"]))
+            for name, result in stages.items()
+            if mapping(mapping(result).get("metrics"))
+        ],
         "warnings": [str(w) for w in summary.get("warnings") or ()],
         "curves": _curves(_lines(directory, METRICS), stages),
-        "samples": _samples(samples[:SHOWN_SAMPLES]), "more_samples": max(0, len(samples) - SHOWN_SAMPLES),
-        "held_out": [HeldOut.of(name, mapping(result)) for name, result in stages.items()
-                     if mapping(mapping(result).get("held_out"))],
-        "yaml": yaml, "facts": _facts(seed, provenance), "files": mapping(provenance.get("files")), "times": times,
+        "samples": _samples(samples[:SHOWN_SAMPLES]),
+        "more_samples": max(0, len(samples) - SHOWN_SAMPLES),
+        "held_out": [
+            HeldOut.of(name, mapping(result))
+            for name, result in stages.items()
+            if mapping(mapping(result).get("held_out"))
+        ],
+        "yaml": yaml,
+        "facts": _facts(seed, provenance),
+        "files": mapping(provenance.get("files")),
+        "times": times,
         "again": shlex.join(["rlhf", "run", str(pipeline), "--registry", REGISTRY, "--set", f"seed={seed}"]),
     }
 
@@ -113,8 +132,10 @@ class HeldOut:
         values = {name: real(value) for name, value in mapping(result["held_out"]).items()}
         about = [f"reward {result['reward']}"] if "reward" in result else []
         about += [f"{number(result['examples'])} training examples"] if "examples" in result else []
-        shown = {name: fixed(value, 3) if value % 1 and 0.01 <= abs(value) < 1000 else number(value)
-                 for name, value in values.items()}
+        shown = {
+            name: fixed(value, 3) if value % 1 and 0.01 <= abs(value) < 1000 else number(value)
+            for name, value in values.items()
+        }
         return cls(stage, ", ".join(about), [(name, text, READINGS.get(name, "")) for name, text in shown.items()])
 
 
@@ -146,8 +167,11 @@ def _curves(metrics: Iterable[Mapping[str, Any]], results: Mapping[str, Any]) ->
     for log in logs_of(metrics):
         mixed = mapping(mapping(results.get(log.name)).get("rewards"))
         place = f"stage {order.index(log.name) + 1} of {len(order)}" if log.name in order else ""
-        rows = [(name, [number(value) for value in (known[0], known[-1], min(known), max(known))])
-                for name, values in log.values.items() if (known := finite(values))]
+        rows = [
+            (name, [number(value) for value in (known[0], known[-1], min(known), max(known))])
+            for name, values in log.values.items()
+            if (known := finite(values))
+        ]
         if rows and not all(name.startswith("evaluate/") for name in log.values):
             count = len(log.steps)
             found.append(Curves(log.name, place, count, window(count), plots.of(log, mixed), rows))
@@ -188,14 +212,18 @@ def _times(timings: Sequence[Mapping[str, Any]], summed: Mapping[str, Any]) -> l
 def _facts(seed: Any, provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Where the numbers come from: what it was, and its value in words."""
     machine, versions, git = (mapping(provenance.get(key)) for key in ("machine", "versions", "git"))
-    state = f"commit {git.get('commit')}" if git else "not in a git repository"
+    state = f"commit {git.get('commit')}" if git else "no commit known"
     state += ", with uncommitted changes" if git.get("changed") else ""
     parts = [str(machine[key]) for key in ("processor", "device", "system") if machine.get(key)]
     parts += [f"{machine['threads']} threads"] if "threads" in machine else []
-    facts = [("seed", str(seed)), ("started", date(provenance.get("started"))),
-             ("command", shlex.join(map(str, provenance.get("command") or ()))),
-             ("git", state if "git" in provenance else ""), ("machine", ", ".join(parts)),
-             ("versions", ", ".join(f"{name} {version}" for name, version in versions.items()))]
+    facts = [
+        ("seed", str(seed)),
+        ("started", date(provenance.get("started"))),
+        ("command", shlex.join(map(str, provenance.get("command") or ()))),
+        ("git", state if "git" in provenance else ""),
+        ("machine", ", ".join(parts)),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+    ]
     return [(name, value) for name, value in facts if value]
 
 
@@ -209,16 +237,24 @@ def _json(directory: Path, name: str, *, needed: bool = False) -> dict[str, Any]
     try:
         return mapping(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise RunError(f"report of {directory}", f"{name} cannot be read: {error}", "the files of a finished run",
-                       "finish the run with --resume, or name another directory") from error
+        raise RunError(
+            f"report of {directory}",
+            f"{name} cannot be read: {error}",
+            "the files of a finished run",
+            "finish the run with --resume, or name another directory",
+        ) from error
 
 
 def _lines(directory: Path, name: str) -> list[dict[str, Any]]:
     try:
         return [mapping(line) for line in Log(directory / name)]
     except (OSError, ValueError) as error:
-        raise RunError(f"report of {directory}", f"{name} cannot be read: {error}", "one JSON object per line",
-                       "repair or remove the file, and write the report again") from error
+        raise RunError(
+            f"report of {directory}",
+            f"{name} cannot be read: {error}",
+            "one JSON object per line",
+            "repair or remove the file, and write the report again",
+        ) from error
 
 
 def _description(yaml: str) -> str:

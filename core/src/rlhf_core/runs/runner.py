@@ -46,15 +46,17 @@ class Interrupted(RLHFError):
 
     def __init__(self, number: int, directory: Path, resume: str) -> None:
         self.exit_code = 128 + number
-        super().__init__(f"run {directory}", f"stopped by {signal.Signals(number).name} at a checkpoint",
-                         fix=f"go on with: {resume}")
+        super().__init__(
+            f"run {directory}", f"stopped by {signal.Signals(number).name} at a checkpoint", fix=f"go on with: {resume}"
+        )
 
 
 class Runner:
     """One run of a resolved pipeline in `directory`; also the `Run` that stages and listeners see."""
 
-    def __init__(self, resolved: ResolvedPipeline, plugins: Plugins, directory: Path, display: Display, *,
-                 dry_run: bool = False) -> None:
+    def __init__(
+        self, resolved: ResolvedPipeline, plugins: Plugins, directory: Path, display: Display, *, dry_run: bool = False
+    ) -> None:
         self.resolved, self.plugins, self.directory, self.display = resolved, plugins, directory, display
         self.pipeline, self.seed = resolved.name, resolved.settings.seed
         self.artefacts: dict[str, Any] = {}
@@ -62,11 +64,20 @@ class Runner:
         self.dry_run = dry_run
         self.accelerator = _accelerator(resolved, directory)
         self.context = Context(
-            seed=self.seed, device=str(self.accelerator.device), dtype=resolved.settings.dtype, directory=directory,
-            accelerator=self.accelerator, resolve=self.component, warn=self.warn, kind="pipeline", id=resolved.name,
-            functions={name: load_function(f, resolved.root) for name, f in resolved.functions.items()})
+            seed=self.seed,
+            device=str(self.accelerator.device),
+            dtype=resolved.settings.dtype,
+            directory=directory,
+            accelerator=self.accelerator,
+            resolve=self.component,
+            warn=self.warn,
+            kind="pipeline",
+            id=resolved.name,
+            functions={name: load_function(f, resolved.root) for name, f in resolved.functions.items()},
+        )
         self._components: dict[tuple[str, str], Component[Any]] = {}
         self._metrics, self._timings = Log(directory / METRICS), Log(directory / TIMINGS)
+        self._started = time.perf_counter()
         self._steps: dict[str, int] = {}
         self._signal: int | None = None
         self._global_step = 0
@@ -84,8 +95,11 @@ class Runner:
         if key not in self._components:
             declared = self.resolved.components.get(key)
             if declared is None:
-                raise ConfigError(f"pipeline {self.pipeline!r}", f"{kind} {id!r} is not part of it",
-                                  "a component that the pipeline names")
+                raise ConfigError(
+                    f"pipeline {self.pipeline!r}",
+                    f"{kind} {id!r} is not part of it",
+                    "a component that the pipeline names",
+                )
             factory = self.plugins.import_class(declared.spec, "factory")
             component: Component[Any] = factory(declared.config, self.context.named(kind, id))
             kept = self.artefacts.get("kept", {}).get(f"{kind}.{id}")
@@ -154,21 +168,25 @@ class Runner:
             for step in range(done, total):
                 self._step(stage, declared, step, watch)
                 if watch.satisfied:
-                    self.display.say(f"{name}: stopped at step {step + 1}, {config.until.metric} reached "  # type: ignore[union-attr]
-                                     f"{config.until.at_least}")  # type: ignore[union-attr]
+                    watch.stopped_at = step + 1
+                    self.display.say(
+                        f"{name}: stopped at step {step + 1}, {config.until.metric} reached "  # type: ignore[union-attr]
+                        f"{config.until.at_least}"
+                    )  # type: ignore[union-attr]
                     break
                 every = self.resolved.settings.checkpoint_every
                 last = step + 1 == total
                 if self._signal is not None or (every and (step + 1) % every == 0 and not last):
                     self._checkpoint(index, step + 1, stage, watch, results)
                 if self._signal is not None:
-                    raise Interrupted(self._signal, self.directory,
-                                      f"rlhf run {self.pipeline} --resume --out {self.directory}")
+                    raise Interrupted(
+                        self._signal, self.directory, f"rlhf run {self.pipeline} --resume --out {self.directory}"
+                    )
         finally:
             self.display.close_stage()
         if watch.best_value is not None:
             self.policy.load_state_dict(checkpoint.load(self._best(name)))
-        result = stage.finish()
+        result = {**stage.finish(), **watch.outcome()}
         self.artefacts.setdefault("stages_done", []).append(name)
         results[name] = result
         if index + 1 < len(self.resolved.stages):
@@ -180,14 +198,13 @@ class Runner:
         seed_everything(derive_seed(self.seed, "step", declared.id, step))
         started = time.perf_counter()
         stats = dict(stage.step(step))
-        seconds = time.perf_counter() - started
         every = declared.config.evaluate_every  # type: ignore[attr-defined]
         if every and (step + 1) % every == 0:
             measured = stage.evaluate()
-            if watch.look(measured, declared.id) and self._main:
+            if watch.look(measured, declared.id, step + 1) and self._main:
                 checkpoint.save(self._best(declared.id), self.policy.state_dict())
             stats.update({f"eval/{name}": value for name, value in measured.items()})
-        self._log(declared.id, step + 1, stats, seconds)
+        self._log(declared.id, step + 1, stats, time.perf_counter() - started)
         self.display.step(declared.id, step + 1, stage.total, stats)
         self._notify("rlhf_step_finished", run=self, stage=declared.id, step=step + 1, stats=stats)
 
@@ -203,13 +220,24 @@ class Runner:
         seconds: dict[str, float] = {}
         for entry in self._timings:
             seconds[entry["stage"]] = seconds.get(entry["stage"], 0.0) + entry["seconds"]
-        samples = [{"stage": name, **sample} for name, result in results.items() for sample in result.get("samples", ())]
-        shown = {name: {key: value for key, value in result.items() if key != "samples"}
-                 for name, result in results.items()}
+        samples = [
+            {"stage": name, **sample} for name, result in results.items() for sample in result.get("samples", ())
+        ]
+        shown = {
+            name: {key: value for key, value in result.items() if key != "samples"} for name, result in results.items()
+        }
         parameters = list(self.policy.module.parameters())
-        summary = {"pipeline": self.pipeline, "seed": self.seed, "stages": shown, "steps": self._steps,
-                   "seconds": seconds, "parameters": self.policy.parameter_count,
-                   "trainable": sum(p.numel() for p in parameters if p.requires_grad), "warnings": self.warnings}
+        summary = {
+            "pipeline": self.pipeline,
+            "seed": self.seed,
+            "stages": shown,
+            "steps": self._steps,
+            "seconds": seconds,
+            "wall_seconds": round(time.perf_counter() - self._started, 1),
+            "parameters": self.policy.parameter_count,
+            "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+            "warnings": self.warnings,
+        }
         if self._main:
             (self.directory / SAMPLES).unlink(missing_ok=True)
             log = Log(self.directory / SAMPLES)
@@ -224,22 +252,36 @@ class Runner:
 
     # --- checkpoints ---
 
-    def _checkpoint(self, index: int, step: int, stage: Stage[Any] | None, watch: Watch | None,
-                    results: dict[str, Any]) -> None:
+    def _checkpoint(
+        self, index: int, step: int, stage: Stage[Any] | None, watch: Watch | None, results: dict[str, Any]
+    ) -> None:
         """Save everything that has changed; `stage` is None between stages."""
         name = self.resolved.stages[index].id
         inside: State | None = None
         if stage is not None and watch is not None:
-            inside = {"step": step, "stage": stage.state_dict(), "watch": watch.state_dict(),
-                      "components": {key: c.state_dict() for key, c in stage.components().items()}}
-        state = {"index": index, "stage": inside, "policy": self.policy.state_dict(), "artefacts": self.artefacts,
-                 "results": results, "steps": self._steps, "warnings": self.warnings, "global_step": self._global_step,
-                 "metrics": self._metrics.size, "timings": self._timings.size}
+            inside = {
+                "step": step,
+                "stage": stage.state_dict(),
+                "watch": watch.state_dict(),
+                "components": {key: c.state_dict() for key, c in stage.components().items()},
+            }
+        state = {
+            "index": index,
+            "stage": inside,
+            "policy": self.policy.state_dict(),
+            "artefacts": self.artefacts,
+            "results": results,
+            "steps": self._steps,
+            "warnings": self.warnings,
+            "global_step": self._global_step,
+            "metrics": self._metrics.size,
+            "timings": self._timings.size,
+        }
         if self._main:
             folder = self.directory / CHECKPOINTS
             path = folder / f"{self._global_step:06d}-{name}-{step}"
             checkpoint.save(path, state)
-            for old in _checkpoints(self.directory)[:-max(self.resolved.settings.keep_checkpoints, 1)]:
+            for old in _checkpoints(self.directory)[: -max(self.resolved.settings.keep_checkpoints, 1)]:
                 shutil.rmtree(old)
             self._notify("rlhf_checkpoint_saved", run=self, path=path)
 
@@ -248,8 +290,12 @@ class Runner:
 
     def _latest(self) -> State | None:
         if (self.directory / SUMMARY).exists():
-            raise RunError(f"run directory {self.directory}", "the run is complete", "an unfinished run",
-                           "look at its report.html, or start a new run without --resume")
+            raise RunError(
+                f"run directory {self.directory}",
+                "the run is complete",
+                "an unfinished run",
+                "look at its report.html, or start a new run without --resume",
+            )
         found = _checkpoints(self.directory)
         if not found:
             for log in (self._metrics, self._timings):
@@ -278,8 +324,10 @@ class Runner:
         resolved = self.resolved.to_dict()
         with (self.directory / REGISTRY).open("w", encoding="utf-8") as file:
             YAML().dump(resolved, file)
-        write_json(self.directory / PROVENANCE, provenance(
-            self.pipeline, self.seed, self.resolved.root, [resolved], self.context.device))
+        write_json(
+            self.directory / PROVENANCE,
+            provenance(self.pipeline, self.seed, self.resolved.root, [resolved], self.context.device),
+        )
 
     def _start_trackers(self) -> None:
         if self.resolved.settings.trackers:
@@ -294,7 +342,9 @@ class Runner:
         if self._signal is not None:
             os._exit(128 + number)  # asked twice: at once, and the last checkpoint is whole
         self._signal = number
-        self.display.say(f"{signal.Signals(number).name}: finishing this step, then a checkpoint; again to stop at once")
+        self.display.say(
+            f"{signal.Signals(number).name}: finishing this step, then a checkpoint; again to stop at once"
+        )
 
 
 class Watch:
@@ -303,10 +353,12 @@ class Watch:
     def __init__(self, config: StageConfig) -> None:
         self.config = config
         self.best_value: float | None = None
+        self.best_step: int | None = None
+        self.stopped_at: int | None = None
         self.reached = 0
 
-    def look(self, measured: Mapping[str, float], stage: str) -> bool:
-        """Take in an evaluation; True if it is the best so far.
+    def look(self, measured: Mapping[str, float], stage: str, step: int) -> bool:
+        """Take in the evaluation after `step`; True if it is the best so far.
 
         Raises:
             ConfigError: `best` or `until` name a metric that is not measured.
@@ -314,13 +366,17 @@ class Watch:
         best, until = self.config.best, self.config.until
         for key, name in (("best", best), ("until.metric", until.metric if until else None)):
             if name is not None and name not in measured:
-                raise ConfigError(f"stage {stage!r} {key}", f"no metric {name!r}", f"one of {', '.join(measured)}",
-                                  "name a metric that the stage's evaluation has")
+                raise ConfigError(
+                    f"stage {stage!r} {key}",
+                    f"no metric {name!r}",
+                    f"one of {', '.join(measured)}",
+                    "name a metric that the stage's evaluation has",
+                )
         if until is not None:
             self.reached = self.reached + 1 if measured[until.metric] >= until.at_least else 0
         if best is None or (self.best_value is not None and measured[best] <= self.best_value):
             return False
-        self.best_value = measured[best]
+        self.best_value, self.best_step = measured[best], step
         return True
 
     @property
@@ -328,11 +384,19 @@ class Watch:
         until = self.config.until
         return until is not None and self.reached >= until.patience
 
+    def outcome(self) -> dict[str, Any]:
+        """What summary.json says of it: the step whose weights were kept, and the step at which the stage stopped."""
+        best = {"best": {"metric": self.config.best, "value": self.best_value, "step": self.best_step}}
+        return {
+            **(best if self.best_step is not None else {}),
+            **({"stopped_at": self.stopped_at} if self.stopped_at is not None else {}),
+        }
+
     def state_dict(self) -> State:
-        return {"best_value": self.best_value, "reached": self.reached}
+        return {"best_value": self.best_value, "best_step": self.best_step, "reached": self.reached}
 
     def load_state_dict(self, state: State) -> None:
-        self.best_value, self.reached = state["best_value"], state["reached"]
+        self.best_value, self.best_step, self.reached = state["best_value"], state["best_step"], state["reached"]
 
 
 class _Signals:
@@ -363,8 +427,12 @@ def _accelerator(resolved: ResolvedPipeline, directory: Path) -> Accelerator:
     settings = resolved.settings
     trackers = [_known_tracker(name, resolved.name) for name in settings.trackers]
     AcceleratorState._reset_state()  # a second run in one process may want another precision
-    return Accelerator(cpu=settings.device == "cpu", mixed_precision="bf16" if settings.precision == "bf16" else "no",
-                       log_with=trackers or None, project_dir=str(directory))
+    return Accelerator(
+        cpu=settings.device == "cpu",
+        mixed_precision="bf16" if settings.precision == "bf16" else "no",
+        log_with=trackers or None,
+        project_dir=str(directory),
+    )
 
 
 def _known_tracker(name: str, pipeline: str) -> str:

@@ -102,8 +102,16 @@ def line(axes: Any, steps: Values, values: Values, key: Key) -> None:
         steps, values = steps[::every], np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)[::every]
     dots = {"marker": "o", "markersize": 4, "markeredgewidth": 0} if len(values) <= 20 else {}
     dashes = tuple(float(part) for part in key.dash.split())
-    axes.plot(steps, values, color=colour, linewidth=1.8, linestyle=(0, dashes) if dashes else "-",
-              solid_capstyle="round", solid_joinstyle="round", **dots)
+    axes.plot(
+        steps,
+        values,
+        color=colour,
+        linewidth=1.8,
+        linestyle=(0, dashes) if dashes else "-",
+        solid_capstyle="round",
+        solid_joinstyle="round",
+        **dots,
+    )
 
 
 def _thinned(steps: Values, values: Values) -> tuple[Values, Values]:

@@ -6,7 +6,20 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ..interfaces import Config, EnvironmentRef, FeedbackRef, MetricRef, OptimizerRef, PromptsRef, RewardRef, ShaperRef, RelativePath, Sampling, StageConfig, SupervisedConfig
+from ..interfaces import (
+    Config,
+    EnvironmentRef,
+    FeedbackRef,
+    MetricRef,
+    OptimizerRef,
+    PromptsRef,
+    RelativePath,
+    RewardRef,
+    Sampling,
+    ShaperRef,
+    StageConfig,
+    SupervisedConfig,
+)
 
 
 class SFTConfig(StageConfig, SupervisedConfig):
@@ -42,9 +55,12 @@ class OptimizeConfig(StageConfig):
     shapers: list[ShaperRef] = Field(default_factory=list, description="applied in this order, sequence level first")
     sampling: Sampling = Field(default_factory=lambda: Sampling(), description="how responses are drawn")
     environment: EnvironmentRef = Field(default="single-turn", description="what turns prompts into rollouts")
-    reference: str = Field(default="stage-start", description="stage-start: the policy as this stage found it; base: before any training; or a path"
+    reference: str = Field(
+        default="stage-start",
+        description="stage-start: the policy as this stage found it; base: before any training; or a path",
     )
-    old_logprobs: Literal["auto", "recorded", "rescored"] = Field(default="auto", description="as recorded while decoding, or evaluated again; auto: again under mixed precision"
+    old_logprobs: Literal["auto", "recorded", "rescored"] = Field(
+        default="auto", description="as recorded while decoding, or evaluated again; auto: again under mixed precision"
     )
     forward_tokens: int = Field(default=32_768, ge=1, description="most tokens in a forward pass without gradients")
     evaluation: EvaluationConfig | None = Field(default=None, description="what `evaluate_every` measures")
@@ -55,6 +71,11 @@ class OptimizeConfig(StageConfig):
             raise ValueError("`evaluate_every` needs `evaluation: {prompts: ..., metrics: [...]}`")
         if not self.prompts and not self.feedback:
             raise ValueError("give `prompts` to sample for, `feedback` to learn from offline, or both")
+        taken = sorted({"score", "score_std", "shaped"} & self.rewards.keys())
+        if taken:
+            raise ValueError(
+                f"a reward called {taken[0]!r} would be logged over the statistic reward/{taken[0]}; give it another id"
+            )
         if self.prompts and not self.rewards:
             raise ValueError("sampled responses need `rewards`, such as {helpful: 1.0}")
         return self
@@ -65,10 +86,13 @@ class EvaluateConfig(StageConfig):
 
     prompts: PromptsRef = Field(description="prompts kept out of training")
     metrics: list[MetricRef] = Field(default=["reward", "kl", "length"], description="what is measured")
-    rewards: dict[RewardRef, float] | None = Field(default=None, description="the mix that the metric `reward` shows; by "
-                                                                         "default that of the last optimize stage")
+    rewards: dict[RewardRef, float] | None = Field(
+        default=None, description="the mix that the metric `reward` shows; by default that of the last optimize stage"
+    )
     sampling: Sampling | None = Field(default=None, description="by default that of the last optimize stage")
-    samples: int = Field(default=8, ge=0, description="how many samples go into the report, before and after side by side")
+    samples: int = Field(
+        default=8, ge=0, description="how many samples go into the report, before and after side by side"
+    )
     forward_tokens: int = Field(default=32_768, ge=1, description="most tokens in a forward pass")
 
 

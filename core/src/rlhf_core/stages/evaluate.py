@@ -23,11 +23,15 @@ class Evaluate(Stage[EvaluateConfig]):
         self.has_reference = "reference" in run.artefacts
         needs_reference = [id for id, metric in self.metrics.items() if metric.config.needs.reference]
         if needs_reference and not self.has_reference:
-            raise ConfigError(f"{self.context.where} metrics", f"{needs_reference[0]!r} compares with a reference, and "
-                              "no optimize stage has fixed one", "an optimize stage before this one",
-                              f"add one, or leave out {needs_reference[0]!r}")
-        self.sampler = build_sampler(run, rewards, run.artefacts.get("environment", "single-turn"),
-                                     forward_tokens=config.forward_tokens)
+            raise ConfigError(
+                f"{self.context.where} metrics",
+                f"{needs_reference[0]!r} compares with a reference, and no optimize stage has fixed one",
+                "an optimize stage before this one",
+                f"add one, or leave out {needs_reference[0]!r}",
+            )
+        self.sampler = build_sampler(
+            run, rewards, run.artefacts.get("environment", "single-turn"), forward_tokens=config.forward_tokens
+        )
         source = run.component("prompts", config.prompts)
         self.prompts = [source[i] for i in range(len(source))]
         self.result: dict[str, Any] = {}
@@ -48,7 +52,7 @@ class Evaluate(Stage[EvaluateConfig]):
     def _table(self, before: Evaluation | None, after: Evaluation) -> dict[str, Any]:
         table: dict[str, Any] = {}
         for name, values in after.values.items():
-            table[name] = {"after": mean_and_error(values)}
+            table[name] = {"after": mean_and_error(values), "higher_is_better": self.metrics[name].higher_is_better}
             if before is not None:
                 table[name]["before"] = mean_and_error(before.values[name])
                 table[name]["change"] = mean_and_error(values - before.values[name])
@@ -60,8 +64,10 @@ class Evaluate(Stage[EvaluateConfig]):
             entry: dict[str, Any] = {"prompt": self.prompts[i].render()}
             for name, evaluation in (("before", before), ("after", after)):
                 if evaluation is not None:
-                    entry[name] = {"response": evaluation.rollout.samples[i].response,
-                                   **{m: float(values[i]) for m, values in evaluation.values.items()}}
+                    entry[name] = {
+                        "response": evaluation.rollout.samples[i].response,
+                        **{m: float(values[i]) for m, values in evaluation.values.items()},
+                    }
             chosen.append(entry)
         return chosen
 

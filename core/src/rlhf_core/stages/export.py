@@ -46,8 +46,12 @@ class Export(Stage[ExportConfig]):
         elsewhere = self.config.path if not run.dry_run else None
         self.path = Path(elsewhere) if elsewhere else run.directory / "export"
         if elsewhere and self.path.exists() and any(self.path.iterdir()):
-            raise RunError(self.context.where, f"{self.path} is not empty", "a new or empty folder",
-                           "choose another path, or empty it")
+            raise RunError(
+                self.context.where,
+                f"{self.path} is not empty",
+                "a new or empty folder",
+                "choose another path, or empty it",
+            )
 
     @property
     def total(self) -> int:
@@ -62,10 +66,14 @@ class Export(Stage[ExportConfig]):
     def _card(self) -> str:
         run = self.run
         return CARD.format(
-            name=f"{run.pipeline} ({run.policy.context.id})", pipeline=run.pipeline, seed=run.seed,
-            parameters=run.policy.parameter_count, stages=", ".join(run.artefacts.get("stages_done", [])) or "none",
+            name=f"{run.pipeline} ({run.policy.context.id})",
+            pipeline=run.pipeline,
+            seed=run.seed,
+            parameters=run.policy.parameter_count,
+            stages=", ".join(run.artefacts.get("stages_done", [])) or "none",
             rewards=", ".join(f"{id} x {w:g}" for id, w in run.artefacts.get("rewards", {}).items()) or "none",
-            reference="the policy as optimize found it" if "reference" in run.artefacts else "none")
+            reference="the policy as optimize found it" if "reference" in run.artefacts else "none",
+        )
 
     def finish(self) -> dict[str, Any]:
         return {"path": str(self.path)}

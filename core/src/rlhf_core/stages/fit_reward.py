@@ -24,8 +24,11 @@ class FitReward(Stage[FitRewardConfig]):
         if task is not None:
             config = self.reward.config
             if not isinstance(config, SupervisedConfig):
-                raise ConfigError(self.reward.context.where, "is trained by gradient but its Config has no settings for "
-                                  "that", "a Config that subclasses SupervisedConfig")
+                raise ConfigError(
+                    self.reward.context.where,
+                    "is trained by gradient but its Config has no settings for that",
+                    "a Config that subclasses SupervisedConfig",
+                )
             self.loop = SupervisedLoop(task, config, self.reward.context)
 
     def _records(self) -> Iterator[Feedback]:

@@ -27,18 +27,26 @@ class Optimize(Stage[OptimizeConfig]):
 
         mixed = run.accelerator.mixed_precision != "no"
         rescore = config.old_logprobs == "rescored" or (config.old_logprobs == "auto" and mixed)
-        self.sampler = build_sampler(run, config.rewards, config.environment, forward_tokens=config.forward_tokens,
-                                     rescore=rescore)
+        self.sampler = build_sampler(
+            run, config.rewards, config.environment, forward_tokens=config.forward_tokens, rescore=rescore
+        )
         needs = self.optimizer.config.needs
         for shaper in self.shapers.values():
             needs = needs | shaper.config.needs
         self.data = StageData(
-            self.sampler, run.component("prompts", config.prompts) if config.prompts else None,
-            [run.component("feedback", id) for id in config.feedback], list(self.shapers.values()), config.sampling,
-            needs)
+            self.sampler,
+            run.component("prompts", config.prompts) if config.prompts else None,
+            [run.component("feedback", id) for id in config.feedback],
+            list(self.shapers.values()),
+            config.sampling,
+            needs,
+        )
         self._check(run, needs)
-        run.artefacts.update(rewards=dict(config.rewards), sampling=config.sampling.model_dump(mode="json"),
-                             environment=config.environment)
+        run.artefacts.update(
+            rewards=dict(config.rewards),
+            sampling=config.sampling.model_dump(mode="json"),
+            environment=config.environment,
+        )
 
     def _fix_reference(self, run: Run) -> None:
         """The reference is fixed once, when the stage first begins, and written down for a resumed run."""
@@ -57,18 +65,25 @@ class Optimize(Stage[OptimizeConfig]):
             if level == "token":
                 seen_token = id
             elif seen_token is not None:
-                raise ConfigError(f"{self.context.where} shapers", f"token shaper {seen_token!r} stands before sequence "
-                                  f"shaper {id!r}", "sequence shapers first: they change scores before these become "
-                                  "token rewards", f"put {id!r} before {seen_token!r}")
+                raise ConfigError(
+                    f"{self.context.where} shapers",
+                    f"token shaper {seen_token!r} stands before sequence shaper {id!r}",
+                    "sequence shapers first: they change scores before these become token rewards",
+                    f"put {id!r} before {seen_token!r}",
+                )
         if self.config.sampling.truncates:
-            run.warn("top_k, top_p, min_new_tokens or temperature 0 draw from less than the full softmax: old and new "
-                     "log-probabilities are still over all of it, and what was drawn from is in behaviour_logprobs")
+            run.warn(
+                "top_k, top_p, min_new_tokens or temperature 0 draw from less than the full softmax: old and new "
+                "log-probabilities are still over all of it, and what was drawn from is in behaviour_logprobs"
+            )
         gamma = getattr(self.optimizer.config, "gamma", 1.0)
         longest = self.config.sampling.max_new_tokens
         if gamma < 1 and gamma**longest < 0.5:
-            run.warn(f"a discount of {gamma} with the reward at the end of up to {longest} tokens: the first token sees "
-                     f"{gamma**longest:.2g} of it (half is gone after {math.log(0.5) / math.log(gamma):.0f} tokens); "
-                     "gamma 1 is usual for text")
+            run.warn(
+                f"a discount of {gamma} with the reward at the end of up to {longest} tokens: the first token sees "
+                f"{gamma**longest:.2g} of it (half is gone after {math.log(0.5) / math.log(gamma):.0f} tokens); "
+                "gamma 1 is usual for text"
+            )
 
     @property
     def total(self) -> int:
@@ -86,16 +101,16 @@ class Optimize(Stage[OptimizeConfig]):
         source = self.run.component("prompts", wanted.prompts)
         prompts = [source[i] for i in range(min(wanted.limit, len(source)))]
         metrics = {id: self.run.component("metric", id) for id in wanted.metrics}
-        result = evaluate(self.sampler, prompts, metrics, self.config.sampling,
-                          seed=derive_seed(self.context.seed, "evaluation"))
+        result = evaluate(
+            self.sampler, prompts, metrics, self.config.sampling, seed=derive_seed(self.context.seed, "evaluation")
+        )
         return {name: entry["mean"] for name, entry in result.summary().items()}
 
     def finish(self) -> dict[str, Any]:
         return {"steps": self.config.steps, "rewards": dict(self.config.rewards)}
 
     def components(self) -> dict[str, Component[Any]]:
-        online = {f"reward.{id}": model for id, model in self.sampler.mix.models.items()
-                  if hasattr(model, "update")}
+        online = {f"reward.{id}": model for id, model in self.sampler.mix.models.items() if hasattr(model, "update")}
         shapers = {f"shaper.{id}": shaper for id, shaper in self.shapers.items()}
         return {f"optimizer.{self.config.optimizer}": self.optimizer, **shapers, **online}
 

@@ -19,8 +19,12 @@ class SFT(Stage[SFTConfig]):
     def setup(self, run: Run) -> None:
         examples = list(islice(self._examples(run), self.config.max_examples))
         if not examples:
-            raise DataError(self.context.where, f"no demonstrations in {', '.join(self.config.feedback)}",
-                            "demonstrations, comparisons or edits", "name a feedback source that has them")
+            raise DataError(
+                self.context.where,
+                f"no demonstrations in {', '.join(self.config.feedback)}",
+                "demonstrations, comparisons or edits",
+                "name a feedback source that has them",
+            )
         task = run.policy.demonstrations(examples, held_out=self.config.held_out)
         self.loop = SupervisedLoop(task, self.config, self.context)
 

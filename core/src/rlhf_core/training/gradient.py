@@ -23,13 +23,23 @@ class GradientSteps:
     summed, never averaged.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], settings: OptimizerSettings, total: int, context: Context,
-                 ) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        settings: OptimizerSettings,
+        total: int,
+        context: Context,
+    ) -> None:
         self.parameters = list(parameters)
         self.settings, self.total, self.context = settings, max(total, 1), context
         self.taken = 0
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, betas=settings.betas,
-                                           eps=settings.adam_eps, weight_decay=settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            eps=settings.adam_eps,
+            weight_decay=settings.weight_decay,
+        )
 
     @property
     def learning_rate(self) -> float:
@@ -56,8 +66,12 @@ class GradientSteps:
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
         if not math.isfinite(norm):
             self.clear()
-            raise NumericalError(self.context.where, f"gradient norm {norm} at update {self.taken}", "a finite loss",
-                                 "lower learning_rate, or look for extreme rewards; the last checkpoint is whole")
+            raise NumericalError(
+                self.context.where,
+                f"gradient norm {norm} at update {self.taken}",
+                "a finite loss",
+                "lower learning_rate, or look for extreme rewards; the last checkpoint is whole",
+            )
         rate = self.learning_rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -23,8 +23,12 @@ class SupervisedLoop:
 
     def __init__(self, task: SupervisedTask, config: SupervisedConfig, context: Context) -> None:
         if not task.train:
-            raise DataError(context.where, "no example is left to train on", "at least one",
-                            "give more feedback, or a smaller held_out share")
+            raise DataError(
+                context.where,
+                "no example is left to train on",
+                "at least one",
+                "give more feedback, or a smaller held_out share",
+            )
         self.task, self.config, self.context = task, config, context
         self.per_epoch = -(-len(task.train) // config.batch_size)
         self.total = self.per_epoch * config.epochs
@@ -41,7 +45,7 @@ class SupervisedLoop:
         task, config = self.task, self.config
         epoch, place = divmod(index, self.per_epoch)
         order = permutation(derive_seed(self.context.seed, self.context.where, "epoch", epoch), len(task.train))
-        rows = order[place * config.batch_size:(place + 1) * config.batch_size]
+        rows = order[place * config.batch_size : (place + 1) * config.batch_size]
         count = sum(task.count(task.train[row]) for row in rows)
         mine = [rows[i] for i in share(len(rows), self.context.accelerator)]
         sums: dict[str, float] = {}
@@ -73,8 +77,12 @@ class SupervisedLoop:
         self.gradient.load_state_dict(state)
 
 
-def fit_task(task: SupervisedTask, config: SupervisedConfig, context: Context,
-             each: Callable[[int, StepStats], None] = lambda index, stats: None) -> StepStats:
+def fit_task(
+    task: SupervisedTask,
+    config: SupervisedConfig,
+    context: Context,
+    each: Callable[[int, StepStats], None] = lambda index, stats: None,
+) -> StepStats:
     """Run the whole loop and return the held-out metrics: what `RewardModel.fit` of a gradient-trained reward does.
 
     `each` is called with the index and the statistics of every step.

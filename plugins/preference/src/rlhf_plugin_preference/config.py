@@ -44,5 +44,5 @@ class PreferenceRewardConfig(SupervisedConfig):
     @model_validator(mode="after")
     def _one_origin(self) -> PreferenceRewardConfig:
         if sum(origin is not None for origin in (self.model, self.policy, self.fresh)) != 1:
-            raise ValueError("give one of `model` (a path or hub id), `policy` (an id) and `fresh` (sizes, a tokenizer)")
+            raise ValueError("give one of `model` (path or hub id), `policy` (an id) and `fresh` (sizes, a tokenizer)")
         return self

@@ -28,12 +28,13 @@ class ScalarModel(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids, mask: (B, S), right-padded. Returns (B,) scores in float32 or better."""
         hidden: Tensor = self.trunk(input_ids=ids, attention_mask=mask.long()).last_hidden_state  # (B, S, H)
+        wide = self.head.weight.dtype  # bfloat16 could neither sum a long text nor tell close scores apart
         if self.pooling == "last":
-            pooled = hidden[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]
+            pooled = hidden[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1].to(wide)
         else:
-            pooled = hidden.masked_fill(~mask[..., None], 0.0).sum(1) / mask.sum(1, keepdim=True)
+            pooled = hidden.to(wide).masked_fill(~mask[..., None], 0.0).sum(1) / mask.sum(1, keepdim=True)
         with torch.autocast(pooled.device.type, enabled=False):
-            scores: Tensor = self.head(pooled.to(self.head.weight.dtype))[:, 0]
+            scores: Tensor = self.head(pooled)[:, 0]
         return scores
 
 
@@ -45,7 +46,12 @@ def build(config: PreferenceRewardConfig, context: Context) -> tuple[ScalarModel
         torch.manual_seed(context.stream("init"))
         if config.fresh is not None:
             tokenizer = fresh_tokenizer(config.fresh.tokenizer, context)
-            trunk = AutoModel.from_config(fresh_model_config(config.fresh, tokenizer, context)).to(context.torch_dtype)
+            sizes = fresh_model_config(config.fresh, tokenizer, context)
+            try:
+                trunk = AutoModel.from_config(sizes).to(context.torch_dtype)
+            except ValueError as error:  # such as a width that is not a multiple of the heads
+                raise ConfigError(f"{context.where} fresh", f"{config.fresh.architecture!r} with {config.fresh.sizes}: "
+                                  f"{error}", "sizes that fit together") from error  # fmt: skip
         elif config.policy is not None:
             # the usual start: language learnt in sft is not learnt again (Ouyang et al., 2022, section 3.5)
             policy = context.component("policy", config.policy)
@@ -58,9 +64,18 @@ def build(config: PreferenceRewardConfig, context: Context) -> tuple[ScalarModel
             trunk = load_pretrained(AutoModel, config.model, context, dtype=context.torch_dtype, **options)
             tokenizer = load_pretrained(AutoTokenizer, config.model, context, **options)
         generator = torch.Generator().manual_seed(context.stream("head"))
+        if trunk.config.is_encoder_decoder:
+            raise ConfigError(context.where, f"{trunk.config.model_type!r} is an encoder-decoder",
+                              "an encoder or a decoder", "choose a model such as bert or llama")  # fmt: skip
         if tokenizer.eos_token_id is None:  # encoders close a text with their separator
             tokenizer.eos_token = tokenizer.sep_token
+        if tokenizer.eos_token_id is None:
+            raise ConfigError(context.where, "a tokenizer with neither an end-of-text token nor a separator",
+                              "one of them", "set eos_token in the model's tokenizer_config.json")  # fmt: skip
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
+        trunk.config.use_cache = False  # nothing is generated here
         model = ScalarModel(trunk, trunk.config.get_text_config().hidden_size, config.pooling, generator)
-    return model.to(context.device).eval(), tokenizer, min(config.max_tokens, context_length(trunk) or config.max_tokens)
+    # some models have positions that no token may take (roberta: 514 for 512 tokens); their tokenizers know
+    limits = (config.max_tokens, context_length(trunk) or config.max_tokens, tokenizer.model_max_length)
+    return model.to(context.device).eval(), tokenizer, min(limits)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from rlhf_core.errors import DataError
+from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.functional import bradley_terry_loss
 from rlhf_core.interfaces import Context, LossSum, RewardModel, State, StepStats, SupervisedTask
 from rlhf_core.policies.text import Codec, pad_right
@@ -39,13 +39,18 @@ class PreferenceReward(RewardModel[PreferenceRewardConfig]):
         super().__init__(config, context)
         self.model, tokenizer, self.max_tokens = build(config, context)
         self.codec = Codec(tokenizer, None, None, context.where)
+        self._openers = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
 
     def encode(self, prompt: Prompt, response: str) -> list[int]:
         """The ids of a whole text, the same way in training and in scoring."""
-        answer = self.codec.encode_response(prompt, response)
+        question, answer = self.codec.encode_prompt(prompt, 0), self.codec.encode_response(prompt, response)
         if len(answer) >= self.max_tokens:
             answer = [*answer[: self.max_tokens - 2], self.codec.eos]
-        return [*self.codec.encode_prompt(prompt, 0)[-(self.max_tokens - len(answer)) :], *answer]
+        too_long = len(question) + len(answer) - self.max_tokens
+        if too_long > 0:
+            kept = int(question[0] in self._openers)  # models lean on the token that opens every text
+            question = question[:kept] + question[kept + too_long :]
+        return [*question, *answer]
 
     def scores(self, texts: Sequence[list[int]]) -> Tensor:
         """(B,) scores of encoded texts, with gradient if gradients are on."""
@@ -73,7 +78,16 @@ class PreferenceReward(RewardModel[PreferenceRewardConfig]):
         return {"weights": dict(self.model.state_dict())}
 
     def load_state_dict(self, state: State) -> None:
-        self.model.load_state_dict(state["weights"])
+        try:
+            self.model.load_state_dict(state["weights"])
+        except RuntimeError as error:
+            wrong = [line.strip() for line in str(error).splitlines()[1:]]
+            raise ConfigError(
+                f"{self.context.where} checkpoint",
+                f"{len(wrong)} complaints: {wrong[0][:160]}",
+                "weights of the same model",
+                "use the configuration that they were saved with",
+            ) from error
 
 
 class PreferenceTask(SupervisedTask):
@@ -88,8 +102,9 @@ class PreferenceTask(SupervisedTask):
                 raise DataError(reward.context.where, f"feedback of kind {record.kind!r}", "comparisons",
                                 "name a feedback source of comparisons in the fit-reward stage")  # fmt: skip
             side = held_out if record.prompt.in_share(self.config.held_out) else train
-            margin = record.margin or 0.0 if self.config.use_margin and len(record.responses) == 2 else 0.0
-            side += [Pair(reward.encode(record.prompt, better), reward.encode(record.prompt, worse), margin)
+            # of a ranking nobody said how far apart each pair is
+            margin = record.margin if self.config.use_margin and len(record.responses) == 2 else None
+            side += [Pair(reward.encode(record.prompt, better), reward.encode(record.prompt, worse), margin or 0.0)
                      for better, worse in record.pairs()]  # fmt: skip
         self.module: ScalarModel = reward.model
         self.train, self.held_out = train, held_out

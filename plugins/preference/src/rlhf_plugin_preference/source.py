@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os.path
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rlhf_core.errors import DataError
@@ -13,9 +12,11 @@ from rlhf_core.records import Comparison
 
 from .config import PreferencesConfig
 
-META = ("annotator", "time", "source", "comment", "margin")
+META = ("annotator", "time", "source", "comment", "margin", "ties_judged")
 ASSISTANT = "\n\nAssistant:"
-TURN = re.compile(r"\n\n(Human|Assistant):")
+TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+# where a word may begin: behind white space, and anywhere in scripts that are written without it
+WORD = re.compile(r"\s|[\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]")
 
 
 class Preferences(RowFeedback[PreferencesConfig]):
@@ -23,13 +24,14 @@ class Preferences(RowFeedback[PreferencesConfig]):
 
     def records(self, row: Row) -> Iterable[Comparison]:
         meta = {name: row.data[name] for name in META if row.data.get(name) is not None}
+        if type(meta.get("annotator")) is int:
+            meta["annotator"] = str(meta["annotator"])  # annotators are often numbered
         if "responses" in row.data:
-            used = {"prompt", "responses", "ranks", "ties_judged", *meta}
+            used = {"prompt", "responses", "ranks", *META}
             prompt = row.take("prompt")
-            responses, ranks = [_text(row, r) for r in row.take("responses")], row.take("ranks")
-            meta["ties_judged"] = row.data.get("ties_judged", True)
+            responses, ranks = [_text(row, response) for response in _several(row, "responses")], _several(row, "ranks")
         else:
-            used = {"prompt", "chosen", "rejected", *meta}
+            used = {"prompt", "chosen", "rejected", *META}
             prompt, chosen, rejected = _split(row)
             responses, ranks = [chosen, rejected], [0, 1]
             if chosen == rejected:
@@ -44,47 +46,77 @@ def _split(row: Row) -> tuple[Any, str, str]:
     if row.data.get("prompt") is not None:
         return row.take("prompt"), _text(row, chosen), _text(row, rejected)
     if isinstance(chosen, str) and isinstance(rejected, str):
-        if ASSISTANT in chosen:
-            return _split_transcripts(row, chosen, rejected)
-        shared = os.path.commonprefix([chosen, rejected])
-        # an implicit prompt ends at a word: a response does not begin in the middle of one
-        cut = max((m.end() for m in re.finditer(r"\s(?=\S)|\n", shared)), default=0)
-        if not shared[:cut].strip():
-            raise DataError(row.where, "chosen and rejected share no beginning", "a `prompt` column, or texts that both "
-                            "begin with the prompt", "add a prompt column")  # fmt: skip
-        cut -= len(shared[:cut]) - len(shared[:cut].rstrip())  # the space before a response belongs to it
-        return shared[:cut], chosen[cut:], rejected[cut:]
+        return _split_transcripts(row, chosen, rejected) if ASSISTANT in chosen else _split_texts(row, chosen, rejected)
     if isinstance(chosen, list) and isinstance(rejected, list):
-        count = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b),
-                     min(len(chosen), len(rejected)) - 1)  # fmt: skip
-        return chosen[:count], _text(row, chosen[count:]), _text(row, rejected[count:])
+        cut = min(_alike(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
+        if cut < 1:
+            raise _no_prompt(row)
+        return chosen[:cut], _text(row, chosen[cut:]), _text(row, rejected[cut:])
     raise DataError(row.where, f"chosen is {_kind(chosen)} and rejected is {_kind(rejected)}",
-                    "both text, or both lists of messages")  # fmt: skip
+                    "both text, or both lists of messages", "mend the row, or set on_bad_record: skip")  # fmt: skip
 
 
-def _split_transcripts(row: Row, chosen: str, rejected: str) -> tuple[list[dict[str, str]], str, str]:
+def _split_texts(row: Row, chosen: str, rejected: str) -> tuple[str, str, str]:
+    """Texts that begin alike: the prompt ends where a word begins, for no response begins in the middle of one."""
+    shared = chosen[: _alike(chosen, rejected)]
+    cut = max((match.end() for match in WORD.finditer(shared)), default=0)
+    if shared[:cut].endswith(" "):
+        cut -= 1  # the space before a response belongs to it, as in TRL
+    if not shared[:cut].strip():
+        raise _no_prompt(row)
+    return shared[:cut], chosen[cut:], rejected[cut:]
+
+
+def _split_transcripts(row: Row, chosen: str, rejected: str) -> tuple[list[dict[str, str]] | str, str, str]:
     """HH-RLHF: the prompt is the longest common beginning that ends with an Assistant marker."""
-    cut = os.path.commonprefix([chosen, rejected]).rfind(ASSISTANT)
+    cut = chosen[: _alike(chosen, rejected)].rfind(ASSISTANT)
     if cut < 0:
         raise DataError(row.where, "the transcripts share no beginning that ends with 'Assistant:'",
-                        "two continuations of one dialogue")  # fmt: skip
-    parts = TURN.split(chosen[:cut])[1:]  # role, text, role, text, ...
+                        "two continuations of one dialogue", "mend the row, or set on_bad_record: skip")  # fmt: skip
+    start = cut + len(ASSISTANT)
+    before, *parts = TURN.split(chosen[:cut])  # what comes before the first turn, then role, text, role, text, ...
+    if before.strip() or not parts:
+        return chosen[:start], chosen[start:], rejected[start:]  # no plain dialogue: kept word for word, as text
     roles = {"Human": "user", "Assistant": "assistant"}
     messages = [{"role": roles[role], "content": text.strip()}
                 for role, text in zip(parts[::2], parts[1::2], strict=True)]  # fmt: skip
-    start = cut + len(ASSISTANT)
     return messages, chosen[start:].strip(), rejected[start:].strip()
+
+
+def _alike(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """How many of the first items are equal."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _several(row: Row, name: str) -> list[Any]:
+    """The list in column `name`."""
+    value = row.take(name)
+    if not isinstance(value, list):
+        raise DataError(row.where, f"{name} is {_kind(value)}", "a list", "mend the row, or set on_bad_record: skip")
+    return value
 
 
 def _text(row: Row, response: Any) -> str:
     """A response as text, from text or from one assistant message."""
     if isinstance(response, str):
         return response
-    if isinstance(response, list) and len(response) == 1 and response[0].get("role") == "assistant":
-        return str(response[0]["content"])
+    if isinstance(response, list) and len(response) == 1 and isinstance(response[0], dict):
+        content = response[0].get("content")
+        if response[0].get("role") == "assistant" and isinstance(content, str):
+            return content
     raise DataError(row.where, f"a response that is {_kind(response)}", "text, or a list with one assistant message",
                     "mend the row, or set on_bad_record: skip")  # fmt: skip
 
 
+def _no_prompt(row: Row) -> DataError:
+    return DataError(row.where, "chosen and rejected share no beginning", "a `prompt`, or responses that both begin "
+                     "with it", "add a prompt column, or set on_bad_record: skip")  # fmt: skip
+
+
 def _kind(value: Any) -> str:
-    return f"a list of {len(value)}" if isinstance(value, list) else f"a {type(value).__name__}"
+    """What `value` is, in the words of someone who reads JSON."""
+    if isinstance(value, list):
+        roles = [str(item.get("role", "no role")) for item in value if isinstance(item, dict)]
+        return f"a list of {len(value)}" + (f" ({', '.join(roles)})" if roles else "")
+    names = {str: "text", dict: "an object", bool: "true or false", int: "a number", float: "a number"}
+    return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-import regex  # type: ignore[import-untyped]
+import regex
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from rlhf_core.interfaces import Config
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from math import fsum
 
-import regex  # type: ignore[import-untyped]
+import regex
 import torch
 from rlhf_core.errors import RewardError
 from rlhf_core.interfaces import Context, RewardModel

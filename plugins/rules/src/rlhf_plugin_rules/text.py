@@ -6,7 +6,7 @@ The patterns are for the `regex` package, in its version 1 syntax: ``--`` is set
 
 from __future__ import annotations
 
-import regex  # type: ignore[import-untyped]
+import regex
 
 _NO_SPACES = r"[\p{Han}\p{Hiragana}\p{scx=Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 _UNSPACED = rf"[\w&&{_NO_SPACES}]"

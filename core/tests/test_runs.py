@@ -275,6 +275,46 @@ def test_best_keeps_the_weights_of_the_best_evaluation(project):
     assert torch.equal(kept["weights"][f"lm.{name}"], exported[name])
 
 
+def test_best_of_a_fitted_reward_is_the_rewards_and_load_reuses_it(project):
+    pytest.importorskip("rlhf_plugin_preference")
+    rows = [{"prompt": f"q{i}:", "chosen": " good aaa", "rejected": " bad bbb"} for i in range(24)]
+    (project / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = REGISTRY.replace(
+        "  prompts:\n", "    pairs: {use: preference, config: {path: pairs.jsonl}}\n  prompts:\n", 1
+    )
+    text = text.replace(
+        "  reward:\n",
+        "  reward:\n    liked: {use: preference, config: {policy: tiny, batch_size: 8, "
+        "epochs: 3, learning_rate: 1e-3, held_out: 0.3}}\n",
+        1,
+    )
+    text += """  fitted:
+    policy: tiny
+    stages:
+      - fit-reward: {reward: liked, feedback: [pairs], evaluate_every: 1, best: -loss}
+      - evaluate: {prompts: questions, metrics: [reward], rewards: {liked: 1.0}}
+"""
+    (project / "registry.yaml").write_text(text)
+    result = load().run("fitted", out=project / "run")
+    kept = result.summary["stages"]["fit-reward"]["best"]
+    losses = [x["eval/loss"] for x in metrics(project / "run") if x["stage"] == "fit-reward"]
+    assert kept["value"] == min(losses) and kept["metric"] == "-loss"
+    assert result.summary["stages"]["fit-reward"]["held_out"]["loss"] == pytest.approx(kept["value"])
+
+    (project / "registry.yaml").write_text(
+        text.replace("liked: {use: preference,", "liked: {use: preference, load: run/components/reward.liked,").replace(
+            "      - fit-reward: {reward: liked, feedback: [pairs], evaluate_every: 1, best: -loss}\n", ""
+        )
+    )
+    again = load().run("fitted", out=project / "again")
+    assert again.summary["stages"]["evaluate"]["metrics"] == result.summary["stages"]["evaluate"]["metrics"]
+    (project / "registry.yaml").write_text(
+        text.replace("liked: {use: preference,", "liked: {use: preference, load: no/where,")
+    )
+    with pytest.raises(ConfigError, match=r"reward 'liked' load: nothing to load at .*no/where"):
+        load().run("fitted", out=project / "wrong")
+
+
 def test_until_stops_a_stage_early(project):
     result = load().run(
         "tiny", out=project / "until", overrides=["stages.optimize.until={metric: vowels, at_least: -1, patience: 2}"]
@@ -341,7 +381,6 @@ def test_bad_feedback_says_file_and_line(project):
 
 def test_columns_are_mapped_and_the_rest_are_fields(project):
     (project / "prompts.jsonl").write_text('{"question": "my parcel:", "gold": "p", "n": 1}\n')
-    source = load().build("prompts", "questions") if False else None
     text = REGISTRY.replace("path: prompts.jsonl", "path: prompts.jsonl, columns: {prompt: question, reference: gold}")
     (project / "registry.yaml").write_text(text)
     source = load().build("prompts", "questions")

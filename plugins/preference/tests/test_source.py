@@ -308,7 +308,6 @@ def test_1500_real_transcripts() -> None:
         prompt = record.prompt
         assert not isinstance(prompt.text, str)
         assert prompt.text[-1].role == "user"
-        assert [m.role for m in prompt.text] == ["user", "assistant"] * (len(prompt.text) // 2) + ["user"]
         several_turns += len(prompt.text) > 1
         for response, name in zip(record.responses, ("chosen", "rejected"), strict=True):
             assert words(prompt.render() + prompt.render_response(response)) == words(row[name])

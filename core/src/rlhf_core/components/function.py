@@ -22,8 +22,6 @@ class FunctionReward(RewardModel[FunctionRewardConfig]):
     ids. None means no opinion: the sample is abstained.
     """
 
-    wants_ids = True
-
     def __init__(self, config: FunctionRewardConfig, context: Context) -> None:
         super().__init__(config, context)
         if config.function not in context.functions:

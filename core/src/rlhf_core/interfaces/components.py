@@ -126,10 +126,10 @@ class SupervisedTask(ABC):
 
 
 class RewardModel(Component[C]):
-    """Scores responses. Text in, numbers out: the tokenizer, if any, is its own."""
+    """Scores responses. Text in, numbers out: the tokenizer, if any, is its own.
 
-    wants_ids: ClassVar[bool] = False
-    """True: shares the policy's tokenizer and reads `Sample.response_ids`."""
+    A model that shares the policy's tokenizer may read `Sample.response_ids` instead of tokenising again.
+    """
 
     def task(self, feedback: Iterable[Feedback]) -> SupervisedTask | None:
         """What to train by gradient on `feedback`; None if the model learns otherwise (`fit`) or not at all."""
@@ -397,6 +397,10 @@ class Stage(Component[C]):
     def components(self) -> dict[str, Component[Any]]:
         """The components whose state changes during the stage, by checkpoint key."""
         return {}
+
+    def trained(self) -> Component[Any] | None:
+        """The component whose weights `best` keeps; None: the policy."""
+        return None
 
     def finish(self) -> dict[str, Any]:
         """What the stage leaves for later stages and for summary.json: JSON values."""

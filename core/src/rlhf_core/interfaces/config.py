@@ -210,7 +210,7 @@ class StageConfig(Config):
     id: str | None = Field(default=None, description="name of the stage in this pipeline; by default its `use` name")
     evaluate_every: int = Field(default=0, ge=0, description="evaluate during the stage every so many steps; 0: never")
     best: str | None = Field(
-        default=None, description="keep the weights of the evaluation at which this metric was highest"
+        default=None, description="keep the weights of the evaluation at which this metric was highest; -NAME: lowest"
     )
     until: Until | None = Field(default=None, description="stop early once a metric is reached")
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Sample:
     """A response to a prompt, as text.
 
-    `response_ids` are the policy's own token ids, for rewards that declare ``wants_ids``; None elsewhere.
+    `response_ids` are the policy's own token ids where it was sampled, for rewards that share its tokenizer.
     """
 
     prompt: Prompt

@@ -38,7 +38,7 @@ class RewardMix:
             total += self.weights[name] * s.values.to(total)
             if s.abstained is not None:
                 abstained |= s.abstained.to(device)
-        alone = rollout.groups.max() + 1 + rollout.sample_ids
+        alone = -1 - rollout.sample_ids  # a group of its own, whatever the other processes' groups are called
         return rollout.replace(
             scores=scores,
             score=total.masked_fill(abstained, 0.0),

@@ -6,19 +6,14 @@ stage and of the components that change in it, and what earlier stages left; wha
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ruamel.yaml import YAML
 
-from ..errors import ConfigError, PluginError, RLHFError, RunError
+from ..errors import ConfigError, PluginError, RunError
 from ..interfaces import Component, ComponentSpec, Context, Policy, Stage, StageConfig, State, StepStats
 from ..randomness import derive_seed, seed_everything
 from ..registry import ResolvedPipeline, ResolvedStage, load_function
@@ -26,6 +21,8 @@ from . import checkpoint
 from .directory import CHECKPOINTS, METRICS, PROVENANCE, REGISTRY, SAMPLES, SUMMARY, TIMINGS, Log, write_json
 from .display import Display
 from .provenance import provenance
+from .signals import Interrupted, PoliteStop
+from .watch import Watch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -39,16 +36,6 @@ class Plugins(Protocol):
     def notify(self, hook: str, **arguments: Any) -> list[str]: ...
 
     def import_class(self, spec: ComponentSpec, role: Literal["factory", "config"]) -> Any: ...
-
-
-class Interrupted(RLHFError):
-    """A signal asked the run to stop; it has, at a checkpoint."""
-
-    def __init__(self, number: int, directory: Path, resume: str) -> None:
-        self.exit_code = 128 + number
-        super().__init__(
-            f"run {directory}", f"stopped by {signal.Signals(number).name} at a checkpoint", fix=f"go on with: {resume}"
-        )
 
 
 class Runner:
@@ -79,7 +66,7 @@ class Runner:
         self._metrics, self._timings = Log(directory / METRICS), Log(directory / TIMINGS)
         self._started = time.perf_counter()
         self._steps: dict[str, int] = {}
-        self._signal: int | None = None
+        self._stop = PoliteStop(display.say)
         self._global_step = 0
 
     # --- what stages and listeners use ---
@@ -105,6 +92,13 @@ class Runner:
             kept = self.artefacts.get("kept", {}).get(f"{kind}.{id}")
             source = self.directory / kept if kept else Path(declared.load) if declared.load else None
             if source is not None:
+                if not (source / checkpoint.STATE_FILE).is_file():
+                    raise ConfigError(
+                        f"{kind} {id!r} load",
+                        f"nothing to load at {source}",
+                        f"a folder with {checkpoint.STATE_FILE}, such as components/{kind}.{id} of an earlier run",
+                        "check the path, relative to the registry file",
+                    )
                 component.load_state_dict(checkpoint.load(source))
             self._components[key] = component
         return self._components[key]
@@ -136,7 +130,7 @@ class Runner:
         first, results = self._restore(state)
         self._notify("rlhf_run_started", run=self)
         self._start_trackers()
-        with self._signals():
+        with self._stop:
             for index in range(first, len(stages)):
                 inside = state["stage"] if state is not None and index == first else None
                 results[stages[index].id] = self._run_stage(index, inside, results)
@@ -169,23 +163,21 @@ class Runner:
                 self._step(stage, declared, step, watch)
                 if watch.satisfied:
                     watch.stopped_at = step + 1
-                    self.display.say(
-                        f"{name}: stopped at step {step + 1}, {config.until.metric} reached "  # type: ignore[union-attr]
-                        f"{config.until.at_least}"
-                    )  # type: ignore[union-attr]
+                    self.display.say(f"{name}: stopped at step {step + 1}, {watch.reason}")
                     break
                 every = self.resolved.settings.checkpoint_every
                 last = step + 1 == total
-                if self._signal is not None or (every and (step + 1) % every == 0 and not last):
+                if self._stop.number is not None or (every and (step + 1) % every == 0 and not last):
                     self._checkpoint(index, step + 1, stage, watch, results)
-                if self._signal is not None:
+                if self._stop.number is not None:
                     raise Interrupted(
-                        self._signal, self.directory, f"rlhf run {self.pipeline} --resume --out {self.directory}"
+                        self._stop.number, self.directory, f"rlhf run {self.pipeline} --resume --out {self.directory}"
                     )
         finally:
             self.display.close_stage()
         if watch.best_value is not None:
-            self.policy.load_state_dict(checkpoint.load(self._best(name)))
+            self.accelerator.wait_for_everyone()  # until the main process has written it
+            (stage.trained() or self.policy).load_state_dict(checkpoint.load(self._best(name)))
         result = {**stage.finish(), **watch.outcome()}
         self.artefacts.setdefault("stages_done", []).append(name)
         results[name] = result
@@ -202,7 +194,7 @@ class Runner:
         if every and (step + 1) % every == 0:
             measured = stage.evaluate()
             if watch.look(measured, declared.id, step + 1) and self._main:
-                checkpoint.save(self._best(declared.id), self.policy.state_dict())
+                checkpoint.save(self._best(declared.id), (stage.trained() or self.policy).state_dict())
             stats.update({f"eval/{name}": value for name, value in measured.items()})
         self._log(declared.id, step + 1, stats, time.perf_counter() - started)
         self.display.step(declared.id, step + 1, stage.total, stats)
@@ -332,87 +324,6 @@ class Runner:
     def _start_trackers(self) -> None:
         if self.resolved.settings.trackers:
             self.accelerator.init_trackers(self.pipeline, config={"pipeline": self.pipeline, "seed": self.seed})
-
-    # --- signals ---
-
-    def _signals(self) -> _Signals:
-        return _Signals(self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._signal is not None:
-            os._exit(128 + number)  # asked twice: at once, and the last checkpoint is whole
-        self._signal = number
-        self.display.say(
-            f"{signal.Signals(number).name}: finishing this step, then a checkpoint; again to stop at once"
-        )
-
-
-class Watch:
-    """Keeps an eye on the evaluations during a stage, for `best` and `until`."""
-
-    def __init__(self, config: StageConfig) -> None:
-        self.config = config
-        self.best_value: float | None = None
-        self.best_step: int | None = None
-        self.stopped_at: int | None = None
-        self.reached = 0
-
-    def look(self, measured: Mapping[str, float], stage: str, step: int) -> bool:
-        """Take in the evaluation after `step`; True if it is the best so far.
-
-        Raises:
-            ConfigError: `best` or `until` name a metric that is not measured.
-        """
-        best, until = self.config.best, self.config.until
-        for key, name in (("best", best), ("until.metric", until.metric if until else None)):
-            if name is not None and name not in measured:
-                raise ConfigError(
-                    f"stage {stage!r} {key}",
-                    f"no metric {name!r}",
-                    f"one of {', '.join(measured)}",
-                    "name a metric that the stage's evaluation has",
-                )
-        if until is not None:
-            self.reached = self.reached + 1 if measured[until.metric] >= until.at_least else 0
-        if best is None or (self.best_value is not None and measured[best] <= self.best_value):
-            return False
-        self.best_value, self.best_step = measured[best], step
-        return True
-
-    @property
-    def satisfied(self) -> bool:
-        until = self.config.until
-        return until is not None and self.reached >= until.patience
-
-    def outcome(self) -> dict[str, Any]:
-        """What summary.json says of it: the step whose weights were kept, and the step at which the stage stopped."""
-        best = {"best": {"metric": self.config.best, "value": self.best_value, "step": self.best_step}}
-        return {
-            **(best if self.best_step is not None else {}),
-            **({"stopped_at": self.stopped_at} if self.stopped_at is not None else {}),
-        }
-
-    def state_dict(self) -> State:
-        return {"best_value": self.best_value, "best_step": self.best_step, "reached": self.reached}
-
-    def load_state_dict(self, state: State) -> None:
-        self.best_value, self.best_step, self.reached = state["best_value"], state["best_step"], state["reached"]
-
-
-class _Signals:
-    """Routes SIGINT and SIGTERM to a handler for as long as the run lasts; outside the main thread it does nothing."""
-
-    def __init__(self, handler: Callable[[int, FrameType | None], None]) -> None:
-        self.handler = handler
-        self.before: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self.before = {n: signal.signal(n, self.handler) for n in (signal.SIGINT, signal.SIGTERM)}
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
 
 
 def _checkpoints(directory: Path) -> list[Path]:

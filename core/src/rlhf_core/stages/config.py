@@ -90,6 +90,7 @@ class EvaluateConfig(StageConfig):
         default=None, description="the mix that the metric `reward` shows; by default that of the last optimize stage"
     )
     sampling: Sampling | None = Field(default=None, description="by default that of the last optimize stage")
+    environment: EnvironmentRef = Field(default="single-turn", description="what turns prompts into rollouts")
     samples: int = Field(
         default=8, ge=0, description="how many samples go into the report, before and after side by side"
     )

@@ -30,7 +30,7 @@ class Evaluate(Stage[EvaluateConfig]):
                 f"add one, or leave out {needs_reference[0]!r}",
             )
         self.sampler = build_sampler(
-            run, rewards, run.artefacts.get("environment", "single-turn"), forward_tokens=config.forward_tokens
+            run, rewards, config.environment, forward_tokens=config.forward_tokens
         )
         source = run.component("prompts", config.prompts)
         self.prompts = [source[i] for i in range(len(source))]

@@ -50,6 +50,9 @@ class FitReward(Stage[FitRewardConfig]):
     def evaluate(self) -> StepStats:
         return self.metrics if self.loop is None else self.loop.evaluate()
 
+    def trained(self) -> Component[Any]:
+        return self.reward
+
     def finish(self) -> dict[str, Any]:
         self.run.keep(self.reward)
         return {"reward": self.config.reward, "held_out": self.evaluate()}

@@ -45,7 +45,6 @@ class Optimize(Stage[OptimizeConfig]):
         run.artefacts.update(
             rewards=dict(config.rewards),
             sampling=config.sampling.model_dump(mode="json"),
-            environment=config.environment,
         )
 
     def _fix_reference(self, run: Run) -> None:

@@ -22,7 +22,10 @@ class PPOConfig(OnPolicyConfig):
         default=None, ge=0, le=1,
         description="lambda of GAE; by default 1 with a shared critic and 0.95 with one of its own",
     )  # fmt: skip
-    value_coef: float = Field(default=0.5, gt=0, description="weight of the value loss")
+    value_coef: float = Field(
+        default=0.1, gt=0,
+        description="weight of the value loss; on a shared trunk its gradient moves the policy too, so it is small",
+    )  # fmt: skip
     value_clip: float | None = Field(
         default=0.2, gt=0, description="values are clipped to old +- this in their loss; null: not clipped"
     )

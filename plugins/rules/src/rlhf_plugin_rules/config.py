@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-import regex
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from rlhf_core.interfaces import Config
 
@@ -96,6 +95,8 @@ class RegexConfig(Config):
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, pattern: str, info: ValidationInfo) -> str:
+        import regex
+
         try:
             _compile(pattern, info.data.get("flags", ()))
         except regex.error as error:
@@ -112,6 +113,8 @@ class RegexConfig(Config):
 
 
 def _compile(pattern: str, flags: tuple[str, ...]) -> Any:
+    import regex  # here, because whoever merely lists components should not wait for it
+
     return regex.compile(pattern, flags=sum(getattr(regex, flag.upper()) for flag in set(flags)))
 
 

@@ -1,0 +1,3 @@
+"""The checks, one module per group; importing this registers them all."""
+
+from . import every, metric, optimizer, policy, reward, shaper, sources  # noqa: F401

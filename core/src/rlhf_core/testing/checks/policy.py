@@ -1,0 +1,157 @@
+"""Policies: what they sample is what they score, whatever surrounds it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...interfaces import Needs, Policy, Sampling
+from ...records import Rollout
+from ..compare import difference, nudge, padded, same, through_checkpoint
+from ..kit import check_example
+from ..records import example_prompts
+from ..rollouts import shortened
+from ..subjects import Example
+
+TOLERANCE = 1e-4  # float32, with a cache while sampling and without when scoring
+SAMPLING = Sampling(max_new_tokens=8)
+
+
+def _trained(example: Example, seed: int = 0) -> Policy[Any]:
+    """The policy after something has moved its weights."""
+    policy: Policy[Any] = example.build()
+    _train(policy, seed)
+    return policy
+
+
+def _train(policy: Policy[Any], seed: int) -> None:
+    nudge(policy.module, seed)
+    policy.weights_changed()
+
+
+@torch.no_grad()
+def _logprobs(policy: Policy[Any], rollout: Rollout) -> Tensor:
+    return policy.forward(rollout, Needs()).logprobs
+
+
+def _reference(policy: Policy[Any], rollout: Rollout) -> Tensor:
+    with policy.as_reference():
+        return _logprobs(policy, rollout)
+
+
+@check_example("policy")
+def left_padding_changes_nothing(example: Example) -> None:
+    """Columns of padding left of the prompts leave the log-probabilities as they are."""
+    policy = _trained(example)
+    rollout = policy.generate(example_prompts(), SAMPLING, seed=1)
+    moved = difference(_logprobs(policy, rollout), _logprobs(policy, padded(rollout, prompt=3)))
+    if not moved <= TOLERANCE:
+        example.fail(
+            f"three columns of padding move log-probabilities by up to {moved:.2g}",
+            f"at most {TOLERANCE}",
+            "count positions over real tokens only, and pass prompt_mask on",
+        )
+
+
+@check_example("policy")
+def batch_changes_nothing(example: Example) -> None:
+    """A response has the same log-probabilities alone as among others of other lengths."""
+    policy = _trained(example)
+    rollout = policy.generate(example_prompts()[:1] * 3, SAMPLING, seed=1, sample_ids=[0, 1, 2])
+    rollout = shortened(rollout, (3, 8, 5))
+    together = _logprobs(policy, rollout)
+    for row in range(3):
+        alone = _logprobs(policy, rollout.select([row]))[0]
+        moved = difference(together[row, : len(alone)], alone)
+        if not moved <= TOLERANCE:
+            example.fail(
+                f"the log-probabilities of a response differ by up to {moved:.2g} alone and among others",
+                f"at most {TOLERANCE}",
+                "let no row see another, and mask padding",
+            )
+
+
+@check_example("policy")
+def sampled_logprobs_equal_rescored_ones(example: Example) -> None:
+    """The log-probabilities that `generate` records are those that `forward` gives, at any temperature."""
+    policy = _trained(example)
+    for temperature in (1.0, 0.7):
+        sampling = SAMPLING.model_copy(update={"temperature": temperature})
+        rollout = policy.generate(example_prompts(), sampling, seed=2)
+        moved = difference(rollout.logprobs, _logprobs(policy, rollout))
+        if not moved <= TOLERANCE:
+            example.fail(
+                f"at temperature {temperature} recorded and rescored log-probabilities differ by up to {moved:.2g}",
+                f"at most {TOLERANCE}",
+                "take both over the full softmax at the temperature, which the rollout carries along",
+            )
+
+
+@check_example("policy")
+def reference_is_the_policy_at_stage_start(example: Example) -> None:
+    """After set_reference("stage-start") the reference is the policy, and stays it while the policy moves on."""
+    policy = _trained(example)
+    rollout = policy.generate(example_prompts(), SAMPLING, seed=3)
+    policy.set_reference("stage-start")
+    start = _logprobs(policy, rollout)
+    if (moved := difference(start, _reference(policy, rollout))) > TOLERANCE:
+        example.fail(
+            f"at stage start the reference differs from the policy by {moved:.2g}",
+            f"at most {TOLERANCE}",
+            "copy today's trainable weights in set_reference",
+        )
+    _train(policy, seed=1)
+    now = _logprobs(policy, rollout)
+    if (moved := difference(start, _reference(policy, rollout))) > TOLERANCE:
+        example.fail(
+            f"the reference moves by {moved:.2g} when the policy is trained",
+            "a reference that stays",
+            "keep a copy of the weights, not the weights themselves",
+        )
+    if (moved := difference(now, _logprobs(policy, rollout))) > TOLERANCE:
+        example.fail(
+            f"the policy differs by {moved:.2g} after as_reference()",
+            "the policy as it was",
+            "put its weights back, whatever happens inside",
+        )
+
+
+@check_example("policy")
+def reference_survives_a_resume(example: Example) -> None:
+    """What save_reference writes, set_reference reads: a resumed run has the reference of the interrupted one."""
+    policy = _trained(example)
+    policy.set_reference("stage-start")
+    _train(policy, seed=1)
+    rollout = policy.generate(example_prompts(), SAMPLING, seed=4)
+    resumed = example.build()
+    with tempfile.TemporaryDirectory(prefix="rlhf-conformance-") as folder:
+        policy.save_reference(Path(folder, "reference"))
+        resumed.load_state_dict(through_checkpoint(policy.state_dict()))
+        resumed.set_reference(str(Path(folder, "reference")))
+    if (moved := difference(_reference(policy, rollout), _reference(resumed, rollout))) > TOLERANCE:
+        example.fail(
+            f"a reference that was saved and loaded differs by {moved:.2g}",
+            "the reference that was saved",
+            "write the reference's weights in save_reference, not the policy's",
+        )
+
+
+@check_example("policy")
+def continues_after_a_checkpoint(example: Example) -> None:
+    """A policy that was saved and loaded gives the same log-probabilities, bit for bit."""
+    policy = _trained(example)
+    resumed = example.build()
+    resumed.load_state_dict(through_checkpoint(policy.state_dict()))
+    resumed.weights_changed()
+    rollout = policy.generate(example_prompts(), SAMPLING, seed=5)
+    expected, got = _logprobs(policy, rollout), _logprobs(resumed, rollout)
+    if not same(expected, got):
+        example.fail(
+            f"after loading its state log-probabilities differ by {difference(expected, got):.2g}",
+            "the same, bit for bit",
+            "put all trainable weights into state_dict",
+        )

@@ -292,7 +292,7 @@ def test_best_of_a_fitted_reward_is_the_rewards_and_load_reuses_it(project):
     policy: tiny
     stages:
       - fit-reward: {reward: liked, feedback: [pairs], evaluate_every: 1, best: -loss}
-      - evaluate: {prompts: questions, metrics: [reward], rewards: {liked: 1.0}}
+      - evaluate: {prompts: questions, metrics: [reward], rewards: {liked: 1.0}, sampling: {max_new_tokens: 8}}
 """
     (project / "registry.yaml").write_text(text)
     result = load().run("fitted", out=project / "run")

@@ -310,10 +310,9 @@ class WantsALiveSample(Reinforce):
 class ForgetsItsScale(Reinforce):
     scale = 1.0
 
-    def loss(self, batch, new):
+    def prepare(self, rollout):
         self.scale *= 1.5
-        loss, stats = super().loss(batch, new)
-        return self.scale * loss, stats
+        return {"advantages": self.scale * super().prepare(rollout)["advantages"]}
 
 
 # --- wrong policies --------------------------------------------------------------------------------------------------
@@ -484,7 +483,7 @@ BY_HAND = {"listing_imports_no_torch"}
 
 
 @pytest.mark.parametrize(
-    ("kind", "mutant", "check", "words"), MUTANTS, ids=lambda value: getattr(value, "__name__", "")
+    ("kind", "mutant", "check", "words"), MUTANTS, ids=[f"{kind}-{mutant.__name__}" for kind, mutant, *_ in MUTANTS]
 )
 def test_a_wrong_component_fails_its_check_and_no_other(kind: str, mutant: type[Any], check: str, words: str) -> None:
     found = failures(kind, mutant)
@@ -521,6 +520,7 @@ def test_listing_that_imports_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         own = "from rlhf_core.interfaces import Config\nclass Own(Config): pass\n"
         (tmp_path / f"kit_{name}_a.py").write_text(own)
         (tmp_path / f"kit_{name}_b.py").write_text(config + own)
+    (tmp_path / "torch.py").touch()  # for the fresh interpreters, which this spares the real one
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.syspath_prepend(str(tmp_path))
     loaded = load_plugins()
@@ -577,7 +577,7 @@ def test_a_plugin_that_cannot_be_used_is_an_error_and_a_disabled_one_is_left_out
     ):
         find_subjects(Plugins(core.manager, [core.plugins[0], broken]))
     assert {s.distribution for s in find_subjects(Plugins(core.manager, [core.plugins[0], off]))} == {"rlhf-core"}
-    with pytest.raises(PluginError, match="dist-off:off 1.0: disabled"):
+    with pytest.raises(PluginError, match=r"dist-off:off 1\.0: disabled"):
         find_subjects(Plugins(core.manager, [core.plugins[0], off]), "Dist_Off")
 
 
@@ -651,7 +651,7 @@ def test_stand_ins_are_deterministic() -> None:
 def test_the_tiny_context_answers_by_kind() -> None:
     context = tiny_context()
     assert context.component("policy", "a") is context.component("policy", "a")
-    assert list(context.component("feedback", "any"))[0].kind == "demonstration"
+    assert next(iter(context.component("feedback", "any"))).kind == "demonstration"
     with pytest.raises(
         ConfigError, match=r"shaper 'x': tiny_context has no toy of this kind; expected one of feedback"
     ):

@@ -24,6 +24,8 @@ Setting = Annotated[
 
 def build_app() -> typer.Typer:
     """The application with the commands of all plugins."""
+    from .plugin_author import add_author_commands
+
     plugins = load_plugins()
     app = typer.Typer(
         name="rlhf",
@@ -37,6 +39,7 @@ def build_app() -> typer.Typer:
     app.callback()(_global_options)
     _add_run_commands(app, plugins)
     _add_look_commands(app, plugins)
+    add_author_commands(app, plugins)
     for problem in plugins.notify("rlhf_commands", app=app):
         typer.echo(f"warning: {problem}", err=True)
     return app

@@ -43,7 +43,7 @@ class Component(ABC, Generic[C]):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for base in getattr(cls, "__orig_bases__", ()):
+        for base in cls.__dict__.get("__orig_bases__", ()):  # not those that a base class was written with
             for argument in get_args(base):
                 if isinstance(argument, type) and issubclass(argument, Config):
                     cls.Config = argument

@@ -91,8 +91,9 @@ def _configs(model: type[Config]) -> Iterator[type[Config]]:
 @check_class()
 def config_has_a_schema(subject: Subject) -> None:
     """A JSON Schema can be made of the config, for completion in editors."""
+    config = subject.config_class
     try:
-        json.dumps(subject.config_class.model_json_schema())
+        json.dumps(config.model_json_schema())
     except Exception as error:
         subject.fail(
             f"no JSON Schema can be made of its config: {error}",

@@ -28,10 +28,22 @@ def rows(records: list[dict[str, Any]], **options: Any) -> Callable[[Path], list
 
 
 FRESH = tiny_model()["fresh"]
+LLAMA = {
+    "architecture": "llama",
+    "sizes": {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 128,
+    },
+    "tokenizer": FRESH["tokenizer"],
+}
 EXAMPLES: dict[str, Any] = {
     "policy/causal-lm": [
         tiny_model(),
-        {**tiny_model(), "lora": {"r": 2}, "critic": "separate"},
+        {"fresh": LLAMA, "lora": {"r": 2}, "critic": "separate"},
     ],
     "prompts/jsonl": rows(PROMPTS),
     "prompts/dataset": rows(PROMPTS, limit=1),

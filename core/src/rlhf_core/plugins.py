@@ -7,27 +7,24 @@ reason, and it hurts only the pipelines that need it. Nothing is imported from t
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import pluggy
 
 from . import __version__, builtin
 from .errors import PluginError
+from .importing import check_reference, did_you_mean, first_line, import_object, installed_only, is_loose
 from .interfaces.specs import API_VERSION, ComponentSpec, Hooks, KindSpec
 
 CORE = "rlhf-core"
 DISABLE = "RLHF_DISABLE_PLUGINS"
 HOOKS = [name for name in vars(Hooks) if name.startswith("rlhf_")]
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-REFERENCE = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 
 FIRST_PARTY = {
     "rlhf-plugin-preference": {"feedback": ["preference"], "reward": ["preference"]},
@@ -140,7 +137,7 @@ class Plugins:
 
     def import_class(self, spec: ComponentSpec, role: Literal["factory", "config"]) -> Any:
         """The class or the Config of `spec`. Raises `PluginError` naming the component and its distribution."""
-        with _installed_only():
+        with installed_only():
             return import_object(getattr(spec, role), f"{_where(spec.kind, spec.name)} of {self._owner(spec)}")
 
     def notify(self, hook: str, **arguments: Any) -> list[str]:
@@ -153,7 +150,7 @@ class Plugins:
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
-                errors.append(f"plugin {implementation.plugin_name}: {hook} failed: {_reason(error)}")
+                errors.append(f"plugin {implementation.plugin_name}: {hook} failed: {first_line(error)}")
         return errors
 
     def check_deep(self) -> list[PluginError]:
@@ -228,7 +225,7 @@ def load_plugins(*, disable: Iterable[str] | None = None) -> Plugins:
     manager = pluggy.PluginManager("rlhf")
     manager.add_hookspecs(Hooks)
     plugins = [_load(manager, PluginInfo(CORE, CORE, __version__), lambda: builtin)]
-    with _installed_only():
+    with installed_only():
         for info, load in sorted(_discover(), key=lambda found: found[0].identity):
             if off & {"all", _normal(info.name), _normal(info.distribution)}:
                 plugins.append(replace(info, status="disabled", reason=f"turned off by {source}"))
@@ -250,7 +247,7 @@ def _discover() -> Iterator[tuple[PluginInfo, Callable[[], Any]]]:
     from importlib import metadata
 
     seen = {CORE}
-    for distribution in metadata.distributions(path=[entry for entry in sys.path if not _is_loose(entry)]):
+    for distribution in metadata.distributions(path=[entry for entry in sys.path if not is_loose(entry)]):
         try:
             if "[rlhf]" not in (distribution.read_text("entry_points.txt") or ""):
                 continue
@@ -342,9 +339,9 @@ def _check(info: PluginInfo, item: ComponentSpec | KindSpec) -> None:
         if not isinstance(value, wanted):
             raise PluginError(where, f"{field} is of type {type(value).__name__}", wanted.__name__)
         if field in ("factory", "config", "interface"):
-            _check_reference(where, value)
+            check_reference(where, value)
     if not NAME.fullmatch(item.name):
-        raise PluginError(where, "this name cannot be used", "lower-case letters, digits, '.', '_' and '-'")
+        raise PluginError(where, "this name cannot be used", "lower-case letters, digits, '_' and '-'")
 
 
 def _conflict(info: PluginInfo, plugins: list[PluginInfo]) -> PluginError | None:
@@ -389,73 +386,10 @@ def _broken(manager: pluggy.PluginManager, info: PluginInfo, error: BaseExceptio
     if manager.has_plugin(info.identity):
         manager.unregister(name=info.identity)
     trace = "" if isinstance(error, PluginError) else "".join(traceback.format_exception(error))
-    return replace(info, status="broken", reason=_reason(error), traceback=trace)
+    return replace(info, status="broken", reason=first_line(error), traceback=trace)
 
 
 # --- importing -------------------------------------------------------------------------------------------------------
-
-
-def import_object(reference: str, where: str = "import") -> Any:
-    """What ``package.module:Name`` stands for.
-
-    Raises `PluginError` for another form, for a module that is missing or fails, and for a name it does not have.
-    """
-    _check_reference(where, reference)
-    module, _, path = reference.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        raise PluginError(
-            where,
-            f"importing {module} failed: {_reason(error)}",
-            fix="install what is missing, or upgrade its distribution",
-        ) from error
-    for name in path.split("."):
-        try:
-            found = getattr(found, name)
-        except AttributeError:
-            raise PluginError(where, f"{module} has no {path!r}", fix=did_you_mean(name, dir(found))) from None
-    return found
-
-
-def _is_loose(entry: str) -> bool:
-    """Whether an entry of sys.path is the working directory, and not a folder that pip installs into."""
-    try:
-        return Path(entry).samefile(".") and Path.cwd().name not in ("site-packages", "dist-packages")
-    except OSError:  # a zip file that is not there, or a working directory that was removed
-        return not entry
-
-
-@contextmanager
-def _installed_only() -> Iterator[None]:
-    """Import without the working directory, which Python puts first on the path for `-m`, `-c` and notebooks.
-
-    Only that first entry goes: an editable install may have added the same folder again, further down.
-    """
-    first = sys.path[:1] if not sys.flags.safe_path and any(map(_is_loose, sys.path[:1])) else []
-    del sys.path[: len(first)]
-    try:
-        yield
-    finally:
-        sys.path[:0] = first
-
-
-# --- words -----------------------------------------------------------------------------------------------------------
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``did you mean 'x'?``, or nothing."""
-    import difflib
-
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {close[0]!r}?" if close else ""
-
-
-def _check_reference(where: str, reference: str) -> None:
-    if not REFERENCE.fullmatch(reference):
-        raise PluginError(where, f"reference {reference!r}", "the form 'package.module:Name'")
 
 
 def _where(kind: str, name: str) -> str:
@@ -469,11 +403,3 @@ def _listed(items: Iterable[object]) -> str:
 def _normal(name: str) -> str:
     """Names of distributions as pip compares them."""
     return re.sub(r"[-_.]+", "-", name.strip()).lower()
-
-
-def _reason(error: BaseException) -> str:
-    """One line: all of our own or pluggy's words, or the type and first line of anything else."""
-    if isinstance(error, (PluginError, pluggy.PluginValidationError)):
-        return " ".join(str(error).split())
-    lines = str(error).strip().splitlines()
-    return ": ".join([type(error).__name__, *lines[:1]])

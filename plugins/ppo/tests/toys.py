@@ -63,7 +63,7 @@ def make_policy(architecture: str = "llama", critic: str = "shared", seed: int =
 
 def make_ppo(policy: Any, total_steps: int = 1, seed: int = 0, **config: Any) -> PPO:
     """PPO bound to `policy`. By default one update per step from all of its samples, unclipped gradients."""
-    defaults = {"epochs": 1, "prompts_per_step": 64, "minibatch_size": 64, "max_grad_norm": 1e9}
+    defaults = {"epochs": 1, "prompts_per_step": 64, "minibatch_size": 64, "max_grad_norm": 1e9, "value_coef": 0.5}
     ppo = PPO(PPOConfig(**{**defaults, **config}), Context("optimizer", "mine", seed))
     ppo.bind(policy, total_steps)
     return ppo

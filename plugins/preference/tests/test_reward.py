@@ -164,6 +164,15 @@ def test_micro_batches_change_nothing() -> None:
     torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=0)
 
 
+def test_no_forward_pass_exceeds_the_token_budget() -> None:
+    reward = make_reward(micro_batch_tokens=100, epochs=1, held_out=0.5)
+    tokens: list[int] = []
+    reward.model.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0].numel()))
+    reward.fit(comparisons(30))  # texts of some 15 tokens
+    reward.score(samples(comparisons(10)))
+    assert 50 < max(tokens) <= 100
+
+
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 

@@ -144,7 +144,7 @@ def test_what_rows_say_about_themselves(tmp_path: Path) -> None:
 
 def test_nulls_say_nothing(tmp_path: Path) -> None:
     bare = {"prompt": "p", "chosen": "a", "rejected": "b"}
-    first, second = read(tmp_path, bare, {**bare, "annotator": None, "time": None, "margin": None, "comment": None})
+    first, second = read(tmp_path, bare, {**bare, "annotator": None, "time": None, "margin": None, "ties_judged": None})
     assert first == second
     assert first.id == second.id
 

@@ -14,7 +14,7 @@ import typer
 
 from .. import API_VERSION, __version__
 from ..errors import PluginError, RunError
-from ..plugins import KNOWN, Plugins, did_you_mean
+from ..plugins import FIRST_PARTY, KNOWN, Plugins, did_you_mean
 
 TEMPLATES = Path(__file__).with_name("templates")
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -41,7 +41,7 @@ def add_author_commands(app: typer.Typer, plugins: Plugins) -> None:
             str, typer.Argument(help="of the component, such as my-reward; the distribution will be rlhf-plugin-NAME")
         ],
         kind: Annotated[str, typer.Option("--kind", "-k", help=f"what it is: {', '.join(SUMMARIES)}")],
-        out: Annotated[Path, typer.Option("--out", "-o", help="the folder to put it in")] = Path("."),
+        out: Annotated[Path, typer.Option("--out", "-o", help="the folder to put it in")] = Path(),
     ) -> None:
         """Write a plugin that works, to be changed into your own: package, tests, README, licence, CI."""
         folder = write_plugin(plugins, name, kind, out)
@@ -79,7 +79,7 @@ def print_checks(plugins: Plugins, distribution: str) -> bool:
         outcome = f"[{COLOURS[result.outcome]}]{result.outcome}[/]"
         table.add_row(component, result.check, outcome, escape(result.reason))
     console.print(table)
-    counts = Counter(result.outcome for result in results)
+    counts = Counter[str](result.outcome for result in results)
     console.print(", ".join(f"{counts[outcome]} {outcome}" for outcome in COLOURS))
     return not counts["failed"]
 
@@ -118,6 +118,7 @@ def write_plugin(plugins: Plugins, name: str, kind: str, out: Path) -> Path:
     }
     words["registry"] = _filled(f"{kind}/registry.yaml", words).rstrip()
     source = f"src/{package}"
+    texts = {folder / source / "py.typed": ""}
     for template, target in {
         "common/pyproject.toml": "pyproject.toml",
         "common/README.md": "README.md",
@@ -129,10 +130,13 @@ def write_plugin(plugins: Plugins, name: str, kind: str, out: Path) -> Path:
         f"{kind}/component.py": f"{source}/{kind}.py",
         "common/test_conformance.py": "tests/test_conformance.py",
     }.items():
-        path = folder / target
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_filled(template, words), encoding="utf-8")
-    (folder / source / "py.typed").touch()
+        texts[folder / target] = _filled(template, words)
+    try:
+        for path, text in texts.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"rlhf new-plugin {name}", f"cannot write to {out}: {error}", "a folder") from error
     return folder
 
 
@@ -178,7 +182,10 @@ def _check_name(plugins: Plugins, name: str, kind: str) -> None:
         raise PluginError(
             where, f"its class would be called {class_name(name, kind)}, as an interface is", "another name"
         )
+    distribution = f"rlhf-plugin-{name}"
+    if distribution in FIRST_PARTY:
+        raise PluginError(where, f"{distribution} is a plugin of rlhf-core's own", "another name")
     owners = {spec.name: plugins.distribution(spec)[0] for spec in plugins.components(kind)}
     owner = owners.get(name) or KNOWN.get((kind, name))
-    if owner not in (None, f"rlhf-plugin-{name}"):
+    if owner not in (None, distribution):
         raise PluginError(where, f"{kind} {name!r} belongs to {owner}", "a name that no other plugin has")

@@ -502,6 +502,8 @@ def test_what_the_wrong_ones_derive_from_is_right(kind: str, component: type[Any
 def test_every_check_has_its_mutant() -> None:
     caught = {(kind, check) for kind, _, check, _ in MUTANTS}
     for kind in load_plugins(disable="all").kinds:
+        ids = [check.id for check in checks_of(kind)]
+        assert len(ids) == len(set(ids))
         for check in checks_of(kind):
             kinds = check.kinds or ("metric",)
             assert check.id in BY_HAND or any((k, check.id) in caught for k in kinds), f"{kind}/{check.id}"

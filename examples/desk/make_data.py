@@ -11,9 +11,9 @@ one file is in no other, so the held-out prompts are new to every stage. Topics 
 (right, vague, of another topic) and a closing (an offer of help, none, plain, curt), drawn independently with the weights
 below. The demonstrations are such replies, signed by three past agents who write alike: fay, gus, hal.
 
-**Comparisons** pair two such replies. In half of the pairs the two differ in one element only. In 3 of 10 pairs one of
-the two is damaged the way an untidy policy damages it: cut mid-sentence, a sentence repeated, a second remedy, a missing
-space; half of these pairs show it next to its own original. Most pairs of equal gold (`gold.py`) are drawn again.
+**Comparisons** pair two such replies. Three of four pairs are drawn to differ in one element only. In one of four pairs one
+of the two is damaged the way an untidy policy damages it: cut mid-sentence, a sentence repeated, a second remedy, a
+missing space; half of these show it next to its own original. Pairs of equal gold (`gold.py`) are mostly drawn again.
 
 **The annotators** are five simulated people who see both replies and choose one. Each prefers a over b with probability
 sigmoid((gold(a) - gold(b)) / tau), Bradley-Terry around the gold rule, with a tau of their own: ada (0.05) and ben (0.08)
@@ -36,10 +36,10 @@ from gold import gold
 COUNTS = {"held_out": 128, "prompts": 400, "demonstrations": 1500, "comparisons": 2500}
 ANNOTATORS = {"ada": 0.05, "ben": 0.08, "chloe": 0.10, "dan": 0.15, "eve": 0.40}  # name -> tau
 AGENTS = ("fay", "gus", "hal")
-CLOSE = 0.5  # share of pairs that differ in one element,
+CLOSE = 0.75  # share of pairs drawn to differ in one element,
 ELEMENTS = (0, 1, 1, 1, 2)  # which is most often the remedy: the one that takes the prompt to judge
-DAMAGED = 0.3  # share of pairs in which one reply is damaged
-TIES_KEPT = 0.2  # share of the pairs of equal gold that is not drawn again
+DAMAGED = 0.25  # share of pairs in which one reply is damaged
+TIES_KEPT = 0.2  # share of pairs of equal gold that are not drawn again
 START = datetime(2025, 3, 3, 9, tzinfo=UTC)
 
 # The customer: "Customer: {greeting}{problem}{when}{question}\nAgent:"

@@ -91,39 +91,73 @@ class Project:
         Args:
             out: the run directory; by default a new one under ``runs/PIPELINE``, or with `resume` the latest there.
             overrides: "a.b.c=value", as on the command line.
-            resume: go on from the last checkpoint.
+            resume: go on from the last checkpoint, with the registry that the run directory holds.
             dry_run: build everything and take one step of every stage, in a directory that is thrown away.
 
         Raises:
             RLHFError: bad input, or what the run met.
         """
-        resolved = self.resolve(pipeline, overrides)
-        # everything that imports torch comes after the registry has been found to be right
-        from .runs.directory import existing_directory, new_directory
-        from .runs.display import Display
-        from .runs.report import write_report
-        from .runs.runner import Runner
+        if resume:
+            return resume_run(pipeline, out=out, overrides=overrides, display=display, plugins=self.plugins)
+        from .runs.directory import new_directory
 
-        display = display or Display()
-        target = Path(out) if out is not None else None
-        if dry_run:
-            scratch = Path(tempfile.mkdtemp(prefix="rlhf-dry-run-"))
-            try:
-                directory = new_directory(pipeline, scratch / "run")
-                summary = Runner(resolved, self.plugins, directory, display, dry_run=True).run(resume=False)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-            return RunResult(directory, summary, None)
-        directory = existing_directory(pipeline, target) if resume else new_directory(pipeline, target)
-        runner = Runner(resolved, self.plugins, directory, display)
-        summary = runner.run(resume=resume)
-        report = None
-        if runner.accelerator.is_main_process:
-            try:
-                report = write_report(directory)
-            except RunError as error:  # the run itself is done and whole
-                display.warn(str(error))
-        return RunResult(directory, summary, report)
+        resolved = self.resolve(pipeline, overrides)
+        if not dry_run:
+            return _run(
+                resolved, self.plugins, new_directory(pipeline, Path(out) if out is not None else None), display
+            )
+        scratch = Path(tempfile.mkdtemp(prefix="rlhf-dry-run-"))
+        try:
+            return _run(resolved, self.plugins, new_directory(pipeline, scratch / "run"), display, dry_run=True)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def resume_run(
+    pipeline: str,
+    *,
+    out: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    display: Display | None = None,
+    plugins: Plugins | None = None,
+) -> RunResult:
+    """Go on with a run from its last checkpoint, with the registry that its directory holds: what it was started with
+    counts, not what the registry file says today.
+
+    Raises:
+        RLHFError: there is no such run, it is complete, or its checkpoint is damaged.
+    """
+    from .runs.directory import REGISTRY, existing_directory
+
+    directory = existing_directory(pipeline, Path(out) if out is not None else None)
+    project = load(directory / REGISTRY, plugins)
+    return _run(project.resolve(pipeline, overrides), project.plugins, directory, display, resume=True)
+
+
+def _run(
+    resolved: ResolvedPipeline,
+    plugins: Plugins,
+    directory: Path,
+    display: Display | None,
+    *,
+    resume: bool = False,
+    dry_run: bool = False,
+) -> RunResult:
+    # what imports torch comes only after the registry has been found to be right
+    from .runs.display import Display
+    from .runs.report import write_report
+    from .runs.runner import Runner
+
+    display = display or Display()
+    runner = Runner(resolved, plugins, directory, display, dry_run=dry_run)
+    summary = runner.run(resume=resume)
+    report = None
+    if not dry_run and runner.accelerator.is_main_process:
+        try:
+            report = write_report(directory)
+        except RunError as error:  # the run itself is done and whole
+            display.warn(str(error))
+    return RunResult(directory, summary, report)
 
 
 def load(path: str | Path = "registry.yaml", plugins: Plugins | None = None) -> Project:

@@ -274,7 +274,9 @@ def test_a_saved_reward_scores_bit_for_bit_the_same_and_without_pickle(
 
 
 def test_the_weights_of_another_model_are_an_error_in_words() -> None:
-    with pytest.raises(ConfigError, match=r"reward 'mine' checkpoint: \d+ complaints: .*; expected weights of the same mod"):
+    with pytest.raises(
+        ConfigError, match=r"reward 'mine' checkpoint: \d+ complaints: .*; expected weights of the same mod"
+    ):
         make_reward().load_state_dict(make_reward(fresh=fresh("bert")).state_dict())
 
 
@@ -304,7 +306,9 @@ def test_a_reward_that_starts_from_a_policy_goes_its_own_way() -> None:
 
 
 def test_a_policy_without_a_trunk() -> None:
-    with pytest.raises(ConfigError, match="reward 'mine': policy 'lm' has no trunk to start from; expected a policy such as"):
+    with pytest.raises(
+        ConfigError, match="reward 'mine': policy 'lm' has no trunk to start from; expected a policy such as"
+    ):
         make_reward(make_context(policy=object()), policy="lm")
 
 
@@ -312,9 +316,13 @@ def test_models_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"reward 'mine' fresh: 'bert' with .*not a multiple of the number of att"):
         make_reward(fresh={**fresh("bert"), "sizes": {"hidden_size": 30, "num_attention_heads": 4}})
     sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-    with pytest.raises(ConfigError, match="reward 'mine': 't5' is an encoder-decoder; expected an encoder or a decoder"):
+    with pytest.raises(
+        ConfigError, match="reward 'mine': 't5' is an encoder-decoder; expected an encoder or a decoder"
+    ):
         make_reward(fresh={**fresh(), "architecture": "t5", "sizes": sizes})
-    with pytest.raises(ConfigError, match="reward 'mine': a tokenizer with neither an end-of-text token nor a separator"):
+    with pytest.raises(
+        ConfigError, match="reward 'mine': a tokenizer with neither an end-of-text token nor a separator"
+    ):
         make_reward(model=save_model(tmp_path, closes=False))
     with pytest.raises(ConfigError, match=r"reward 'mine': cannot load folder '.*empty'"):
         (tmp_path / "empty").mkdir()
@@ -430,7 +438,9 @@ def test_ties_alone_leave_nothing_to_learn() -> None:
 def test_what_is_logged_is_finite_and_in_the_readme() -> None:
     reward = make_reward(epochs=1)
     steps: list[dict[str, float]] = []
-    metrics = fit_task(reward.task(comparisons(80)), reward.config, reward.context, lambda _, stats: steps.append(stats))
+    metrics = fit_task(
+        reward.task(comparisons(80)), reward.config, reward.context, lambda _, stats: steps.append(stats)
+    )
     section = README.split("## What is logged")[1]
     for name, value in [*steps[0].items(), *metrics.items()]:
         assert math.isfinite(value)

@@ -270,12 +270,17 @@ def test_an_empty_file(text: str, tmp_path: Path) -> None:
 
 def test_nothing_is_left_after_skipping(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", "{", {"prompt": "p"})
-    with pytest.raises(DataError, match=r"gives no feedback \(2 bad records skipped\)"), pytest.warns(match="skipped 2"):
+    with (
+        pytest.raises(DataError, match=r"gives no feedback \(2 bad records skipped\)"),
+        pytest.warns(match="skipped 2"),
+    ):
         list(source(path, on_bad_record="skip"))
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"feedback 'people': no file at .*none.jsonl; expected a JSONL file, plain or .gz"):
+    with pytest.raises(
+        DataError, match=r"feedback 'people': no file at .*none.jsonl; expected a JSONL file, plain or .gz"
+    ):
         list(source(tmp_path / "none.jsonl"))
     whole = write(tmp_path / "rows.jsonl.gz", *[GOOD] * 3)
     cut = tmp_path / "cut.jsonl.gz"

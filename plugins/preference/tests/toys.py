@@ -67,7 +67,11 @@ def make_context(records: Sequence[Feedback] = (), policy: Any = None, seed: int
 
 
 def fresh(architecture: str = "llama") -> dict[str, Any]:
-    return {"architecture": architecture, "sizes": SIZES[architecture], "tokenizer": {"text": ["texts"], "vocab_size": 320}}
+    return {
+        "architecture": architecture,
+        "sizes": SIZES[architecture],
+        "tokenizer": {"text": ["texts"], "vocab_size": 320},
+    }
 
 
 def make_reward(context: Context | None = None, **config: Any) -> PreferenceReward:

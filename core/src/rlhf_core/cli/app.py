@@ -97,19 +97,21 @@ def _add_run_commands(app: typer.Typer, plugins: Plugins) -> None:
         ] = False,
     ) -> None:
         """Run a pipeline."""
-        from ..api import load
-
-        project = load(registry, plugins)
-        if dry_run:
-            from .tables import dry_run_table
-
-            resolved = project.resolve(pipeline, set_ or [])
-            dry_run_table(project.run(pipeline, overrides=set_ or [], dry_run=True).summary, resolved)
-            return
+        from ..api import load, resume_run
         from ..runs.display import Display
 
-        display = Display()
-        result = project.run(pipeline, out=out, overrides=set_ or [], resume=resume, display=display)
+        settings, display = set_ or [], Display()
+        if resume:
+            result = resume_run(pipeline, out=out, overrides=settings, display=display, plugins=plugins)
+        elif dry_run:
+            from .tables import dry_run_table
+
+            project = load(registry, plugins)
+            summary = project.run(pipeline, overrides=settings, dry_run=True, display=display).summary
+            dry_run_table(summary, project.resolve(pipeline, settings))
+            return
+        else:
+            result = load(registry, plugins).run(pipeline, out=out, overrides=settings, display=display)
         for stage in result.summary["stages"].values():
             if "metrics" in stage:
                 display.result(stage["metrics"])

@@ -14,7 +14,8 @@ import typer
 
 from .. import API_VERSION, __version__
 from ..errors import PluginError, RunError
-from ..plugins import FIRST_PARTY, KNOWN, Plugins, did_you_mean
+from ..importing import did_you_mean
+from ..plugins import FIRST_PARTY, KNOWN, Plugins
 
 TEMPLATES = Path(__file__).with_name("templates")
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")

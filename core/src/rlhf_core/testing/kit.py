@@ -35,8 +35,15 @@ class Check:
         Raises:
             ConformanceError: the component does not hold to it. NotApplicable: there is nothing to check.
         """
-        for case in subject.examples if self.on_examples else [subject]:
-            self.function(case)
+        cases = subject.examples if self.on_examples else [subject]
+        reasons = []
+        for case in cases:
+            try:
+                self.function(case)
+            except NotApplicable as reason:
+                reasons.append(reason)
+        if len(reasons) == len(cases):
+            raise reasons[0]
 
 
 _CHECKS: list[Check] = []

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from ..errors import PluginError
-from ..plugins import did_you_mean, load_plugins
+from ..importing import did_you_mean
+from ..plugins import load_plugins
 from .kit import checks_of
 from .subjects import RawExamples, find_subjects
 

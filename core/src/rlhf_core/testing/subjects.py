@@ -16,8 +16,9 @@ from typing import Any, Literal, NoReturn, TypeAlias
 from pydantic import ValidationError
 
 from ..errors import PluginError, RLHFError
+from ..importing import did_you_mean
 from ..interfaces import ComponentSpec, Config
-from ..plugins import PluginInfo, Plugins, did_you_mean
+from ..plugins import PluginInfo, Plugins
 
 RawExamples: TypeAlias = Sequence[Mapping[str, Any]] | Callable[[Path], Sequence[Mapping[str, Any]]]
 """Config mappings to build a component from, or a function that writes the files they need and returns them."""

@@ -95,7 +95,7 @@ def micro_batches_change_nothing(example: Example) -> None:
             f"micro-batches move the weights by {moved:.2g} (relative)",
             f"at most {TOLERANCE}",
             "in loss, use batch.token_mean and batch.sample_mean, or pass denominator=batch.token_count; what "
-            "looks at the whole batch belongs into prepare",
+            "looks at the whole batch belongs in prepare",
         )
 
 

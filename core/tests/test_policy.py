@@ -360,6 +360,28 @@ def test_models_that_cannot_be_loaded_say_why(tmp_path):
         make_policy(lora=Lora(target_modules=["nothing"]))
 
 
+def test_an_encoder_is_refused_as_a_policy():
+    from rlhf_core.policies.config import FreshModel, FreshTokenizer
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    fresh = FreshModel(architecture="bert", sizes=sizes, tokenizer=FreshTokenizer(text=["texts"], vocab_size=300))
+    with pytest.raises(ConfigError, match="'bert' is an encoder: its tokens see what comes after them"):
+        type(make_policy())(CausalLMConfig(fresh=fresh), make_context())
+    wrong = FreshModel(architecture="gpt2", sizes={"n_embd": 31, "n_head": 4}, tokenizer=fresh.tokenizer)
+    with pytest.raises(ConfigError, match="sizes that fit together"):
+        type(make_policy())(CausalLMConfig(fresh=wrong), make_context())
+
+
+def test_a_cut_prompt_keeps_its_beginning_of_text():
+    policy = make_policy(max_prompt_tokens=5)
+    policy.tokenizer.bos_token = policy.tokenizer.pad_token
+    encoded = policy.codec.tokenizer("word " * 20).input_ids
+    policy.codec.tokenizer = lambda text, **options: type("E", (), {"input_ids": [7, *encoded]})()
+    policy.codec.tokenizer.bos_token_id = 7
+    policy.codec.tokenizer.chat_template = None
+    assert policy.codec.encode_prompt(Prompt(text="word " * 20), 4) == [7, *encoded[-4:]]
+
+
 def test_a_pickled_model_is_refused(tmp_path):
     policy = make_policy()
     policy.export(tmp_path)

@@ -94,6 +94,11 @@ def test_by_tokens_covers_every_row_once_within_budget():
     assert list(by_tokens(sizes, 12, rows=[2, 0])) == [[0], [2]]
 
 
+def test_by_tokens_pads_prompt_and_response_apart():
+    assert list(by_tokens([(50, 2), (2, 50)], 110)) == [[0], [1]]  # together they would pad to 2 x 100
+    assert list(by_tokens([(50, 2), (50, 2)], 110)) == [[0, 1]]
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_shares_of_all_processes_are_everything_once(size):
     class Fake:

@@ -390,6 +390,26 @@ def test_columns_are_mapped_and_the_rest_are_fields(project):
         load().build("prompts", "questions")
 
 
+def test_rows_with_their_oddities(project):
+    from rlhf_core.interfaces import Context, SourceConfig, read_rows
+
+    (project / "rows.jsonl").write_text('{"a": 1, "b": 2}\n{"a": 1}\n')
+    swapped = SourceConfig(path="rows.jsonl", columns={"a": "b", "b": "a"})
+    bad = []
+    assert [row.data for row in read_rows(swapped, "x", bad.append)] == [{"a": 2, "b": 1}] and len(bad) == 1
+    (project / "rows.jsonl.gz").write_bytes(b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03garbage")
+    with pytest.raises(DataError, match="cannot be read"):
+        list(read_rows(SourceConfig(path="rows.jsonl.gz"), "x"))
+    from rlhf_core.components.config import DemonstrationsConfig
+    from rlhf_core.components.demonstrations import Demonstrations
+
+    (project / "chat.jsonl").write_text(
+        json.dumps({"prompt": [{"role": "human", "content": "hi"}], "completion": "yes"}) + "\n"
+    )
+    with pytest.raises(DataError, match=r"chat\.jsonl:1: .*role: Input should be 'system'"):
+        list(Demonstrations(DemonstrationsConfig(path="chat.jsonl"), Context()))
+
+
 def test_prompts_from_a_dataset_folder(project):
     (project / "set").mkdir()
     (project / "set" / "train.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')

@@ -1,7 +1,7 @@
 """The gold rule of the help desk: how good is a reply, in [0, 1], read off its words.
 
-The simulated annotators of `make_data.py` compare replies by this rule (with noise). Nothing else in the example may read
-it but an evaluation: a reward model sees comparisons only. `gold` has the signature of a TRL reward function.
+The simulated annotators of `make_data.py` compare replies by this rule (with noise). Nothing else in the example may
+read it but an evaluation: a reward model sees comparisons only. `gold` has the signature of a TRL reward function.
 A reply is scored in tenths, by a sum of parts:
 
     +5  remedy      names the remedy of the customer's topic, and no remedy of another topic
@@ -11,8 +11,8 @@ A reply is scored in tenths, by a sum of parts:
     -4  blame       holds a curt or blaming phrase
     -3  repetition  for every sentence that was said before in the same reply
 
-clipped to [0, 10] and divided by 10. An empty reply is 0. Case does not matter. A phrase must match as whole words, so a
-missing space inside it loses it; a remedy or an offer in a sentence with a "not" does not count. Naming every remedy
+clipped to [0, 10] and divided by 10. An empty reply is 0. Case does not matter. A phrase must match as whole words, so
+a missing space inside it loses it; a remedy or an offer in a sentence with a "not" does not count. Naming every remedy
 earns none, and saying a good thing twice earns it once. The rule does not read grammar: words outside the phrases below
 neither earn nor cost anything, but for the length.
 """

@@ -8,16 +8,17 @@ rewrites the four JSONL files bit for bit: all randomness comes from one `random
 one file is in no other, so the held-out prompts are new to every stage. Topics are equally frequent.
 
 **Replies** are of mixed quality, as a past help desk wrote them: an opening (polite, none, plain, blaming), a remedy
-(right, vague, of another topic) and a closing (an offer of help, none, plain, curt), drawn independently with the weights
+(right, vague, of another topic) and a closing (an offer of help, none, plain, curt), drawn independently with the shares
 below. The demonstrations are such replies, signed by three past agents who write alike: fay, gus, hal.
 
-**Comparisons** pair two such replies. Three of four pairs are drawn to differ in one element only. In one of four pairs one
-of the two is damaged the way an untidy policy damages it: cut mid-sentence, a sentence repeated, a second remedy, a
-missing space; half of these show it next to its own original. Pairs of equal gold (`gold.py`) are mostly drawn again.
+**Comparisons** pair two such replies. Three of four pairs are drawn to differ in one element only. In one of four pairs
+one of the two is damaged the way an untidy policy damages it: cut mid-sentence, a sentence repeated, a second remedy,
+two remedies mixed into one, a missing space; half of these are shown next to their own original. Pairs of equal gold
+(`gold.py`) are mostly drawn again.
 
 **The annotators** are five simulated people who see both replies and choose one. Each prefers a over b with probability
-sigmoid((gold(a) - gold(b)) / tau), Bradley-Terry around the gold rule, with a tau of their own: ada (0.05) and ben (0.08)
-are careful, chloe (0.10) and dan (0.15) usual, eve (0.40) careless. Between equals all of them toss a coin.
+sigmoid((gold(a) - gold(b)) / tau), Bradley-Terry around the gold rule, with a tau of their own: ada (0.05), ben (0.08)
+careful, chloe (0.10) and dan (0.15) usual, eve (0.40) careless. Between equals all of them toss a coin.
 """
 
 from __future__ import annotations
@@ -187,13 +188,19 @@ def add_remedy(rng: Random, reply: Reply, topic: str) -> str:
     return text((opening, remedy, other_remedy(rng, topic), closing))
 
 
+def mix(rng: Random, reply: Reply, topic: str) -> str:
+    start, end = rng.sample([rng.choice(REMEDIES[topic]), other_remedy(rng, topic)], 2)
+    mixed = start.split()[:-2] + end.split()[-2:]  # "Please restart the printer tray."
+    return text((reply[0], " ".join(mixed), reply[2]))
+
+
 def drop_space(rng: Random, reply: Reply, topic: str) -> str:
     whole = text(reply)
     at = rng.choice([i for i, character in enumerate(whole) if character == " " and i > 0])
     return whole[:at] + whole[at + 1 :]
 
 
-DAMAGES: tuple[Callable[[Random, Reply, str], str], ...] = (cut, repeat, add_remedy, drop_space)
+DAMAGES: tuple[Callable[[Random, Reply, str], str], ...] = (cut, repeat, add_remedy, mix, drop_space)
 
 
 def draw_pair(rng: Random, topic: str) -> tuple[str, str, float]:
@@ -216,7 +223,7 @@ def draw_pair(rng: Random, topic: str) -> tuple[str, str, float]:
 def demonstrations(rng: Random, rows: Iterable[dict[str, str]]) -> Iterator[dict[str, str]]:
     for row in rows:
         completion = text(draw_reply(rng, row["topic"]))
-        yield {"prompt": row["prompt"], "completion": completion, "topic": row["topic"], "annotator": rng.choice(AGENTS)}
+        yield {**row, "completion": completion, "annotator": rng.choice(AGENTS)}
 
 
 def comparisons(rng: Random, rows: Iterable[dict[str, str]]) -> Iterator[dict[str, str]]:
@@ -227,14 +234,7 @@ def comparisons(rng: Random, rows: Iterable[dict[str, str]]) -> Iterator[dict[st
         if rng.random() >= 1 / (1 + math.exp(-gap / ANNOTATORS[annotator])):
             a, b = b, a
         time += timedelta(seconds=rng.randint(20, 240))
-        yield {
-            "prompt": row["prompt"],
-            "chosen": a,
-            "rejected": b,
-            "annotator": annotator,
-            "time": time.isoformat(),
-            "topic": row["topic"],
-        }
+        yield {**row, "chosen": a, "rejected": b, "annotator": annotator, "time": time.isoformat()}
 
 
 def make(seed: int) -> dict[str, list[dict[str, str]]]:

@@ -109,8 +109,8 @@ class SupervisedTask(ABC):
     held_out: Sequence[Any]
 
     @abstractmethod
-    def size(self, example: Any) -> int:
-        """Tokens of `example`, for the micro-batch budget."""
+    def size(self, example: Any) -> int | tuple[int, ...]:
+        """Tokens of `example`, for the micro-batch budget; a tuple where its parts are padded apart."""
 
     @abstractmethod
     def count(self, example: Any) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -67,18 +68,21 @@ def read_rows(config: SourceConfig, where: str, bad: Callable[[DataError], None]
     """
     rows = _file_rows(config, where, bad) if config.path is not None else _dataset_rows(config, where)
     for row in islice(rows, config.limit):
-        data = dict(row.data)
-        for ours, theirs in config.columns.items():
-            if theirs not in row.data:
-                raise DataError(
-                    row.where,
-                    f"no column {theirs!r}, only {', '.join(map(repr, row.data)) or 'none'}",
-                    f"the column that {where} maps to {ours!r}",
-                    "mend `columns` in its config",
-                )
-            data.pop(theirs, None)
-            data[ours] = row.data[theirs]
-        yield Row(row.where, data)
+        missing = [theirs for theirs in config.columns.values() if theirs not in row.data]
+        if missing:
+            complaint = DataError(
+                row.where,
+                f"no column {missing[0]!r}, only {', '.join(map(repr, row.data)) or 'none'}",
+                f"the columns that {where} maps",
+                "mend `columns` in its config",
+            )
+            if bad is None:
+                raise complaint
+            bad(complaint)
+            continue
+        taken = set(config.columns.values())
+        kept = {name: value for name, value in row.data.items() if name not in taken}
+        yield Row(row.where, {**kept, **{ours: row.data[theirs] for ours, theirs in config.columns.items()}})
 
 
 def _file_rows(config: SourceConfig, where: str, bad: Callable[[DataError], None] | None) -> Iterator[Row]:
@@ -113,7 +117,7 @@ def _file_rows(config: SourceConfig, where: str, bad: Callable[[DataError], None
                     bad(complaint)
                     continue
                 yield Row(place, data)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}:{number}", f"cannot be read: {error}", "a readable file, plain or gzip") from error
 
 
@@ -148,12 +152,18 @@ def checked(row: Row, build: Callable[[], T]) -> T:
     try:
         return build()
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
+        # of a union the branch that came furthest says what is really wrong
+        first = max(error.errors(include_url=False), key=lambda problem: len(problem["loc"]))
+        place = ".".join(str(part) for part in first["loc"] if not _is_branch(part))
         message = str(first["msg"]).removeprefix("Value error, ")
         raise DataError(
             row.where, f"{place}: {message}" if place else message, "", "mend the row, or set on_bad_record: skip"
         ) from error
+
+
+def _is_branch(part: int | str) -> bool:
+    """Whether `part` of a pydantic location names a branch of a union rather than a field."""
+    return part == "str" or (isinstance(part, str) and "[" in part)
 
 
 class RowFeedback(FeedbackSource[S]):

@@ -152,7 +152,9 @@ class CausalLM(Policy[CausalLMConfig]):
         return Outputs(
             logprobs=token_logprobs(logits, rollout.response_ids).masked_fill(padding, 0.0),
             values=values[:, :-1].masked_fill(padding, 0.0) if values is not None and needs.values else None,
-            bootstrap=values.gather(1, rollout.lengths[:, None])[:, 0] if values is not None else None,
+            bootstrap=values.gather(1, rollout.lengths[:, None])[:, 0]
+            if values is not None and needs.bootstrap
+            else None,
             entropy=token_entropy(logits).masked_fill(padding, 0.0) if needs.entropy else None,
             top_ids=top_ids,
             top_logprobs=top_logprobs,

@@ -38,8 +38,8 @@ class Imitation(SupervisedTask):
         self.train, self.held_out = train, held_out
         self._codec, self._context = codec, context
 
-    def size(self, example: Tokens) -> int:
-        return len(example.prompt) + len(example.response)
+    def size(self, example: Tokens) -> tuple[int, int]:
+        return len(example.prompt), len(example.response)
 
     def count(self, example: Tokens) -> float:
         return len(example.response)

@@ -94,7 +94,14 @@ def fresh_causal_lm(config: FreshModel, context: Context) -> tuple[Any, Any]:
     model_config = fresh_model_config(config, tokenizer, context)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.stream("init"))
-        model = AutoModelForCausalLM.from_config(model_config)
+        try:
+            model = AutoModelForCausalLM.from_config(model_config)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ConfigError(
+                f"{context.where} fresh",
+                f"{config.architecture!r} with {config.sizes}: {error}",
+                "a decoder-only architecture and sizes that fit together",
+            ) from error
     tokenizer.model_max_length = context_length(model) or int(1e30)
     return model.to(context.torch_dtype), tokenizer
 
@@ -113,6 +120,16 @@ def load_causal_lm(config: CausalLMConfig, context: Context) -> tuple[Any, Any]:
         options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
         model = load_pretrained(AutoModelForCausalLM, config.model, context, dtype=context.torch_dtype, **options)
         tokenizer = load_pretrained(AutoTokenizer, config.model, context, **options)
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    kind = model.config.model_type
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(model.config, "is_decoder", False):
+        raise ConfigError(
+            context.where,
+            f"{kind!r} is an encoder: its tokens see what comes after them",
+            "a decoder-only model, such as llama, qwen3 or gpt2",
+            "take another model; for a reward model encoders are fine",
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # only ever masked out: masks come from lengths, not from ids
     size = model.get_input_embeddings().weight.shape[0]

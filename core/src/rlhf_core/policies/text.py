@@ -42,8 +42,9 @@ class Codec:
             if len(ids) > 1 and ids[-1] == self.eos:  # some tokenizers close every text; this one goes on
                 ids = ids[:-1]
         ids = ids or [self.eos]  # nothing to condition on: start as after an end of text
-        if self.max_prompt_tokens is not None:
-            ids = ids[-self.max_prompt_tokens :]
+        if self.max_prompt_tokens is not None and len(ids) > self.max_prompt_tokens:
+            start = ids[:1] if ids[0] == self.tokenizer.bos_token_id else []  # a text begins, however much is cut
+            ids = start + ids[len(ids) - self.max_prompt_tokens + len(start) :]
         if self.context is not None and len(ids) + room > self.context:
             raise DataError(
                 f"{self.where} prompt {prompt.render()[:60]!r}...",

@@ -11,7 +11,7 @@ from pydantic import Field
 from ..errors import ConfigError, PluginError, RLHFError
 from ..interfaces.config import Config, RelativePath, StageConfig, references
 from ..interfaces.specs import ComponentSpec, KindSpec
-from ..plugins import did_you_mean
+from ..importing import did_you_mean
 from . import environment
 from .document import Document
 from .draft import Built, Draft, Origin

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeAlias
 
 from ..errors import ConfigError
-from ..plugins import did_you_mean
+from ..importing import did_you_mean
 
 Keys: TypeAlias = tuple[str | int, ...]
 """The keys and list indices that lead to a value."""

@@ -10,15 +10,16 @@ from torch import Tensor
 
 from ..records import Rollout, Scores
 from ..records.rollout import PROMPT_COLUMNS
+from ..training import Size
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def rollout_sizes(rollout: Rollout) -> list[int]:
-    """Tokens of each row, prompt and response."""
-    sizes: list[int] = (rollout.prompt_mask.sum(1) + rollout.attention.sum(1)).tolist()
-    return sizes
+def rollout_sizes(rollout: Rollout) -> list[Size]:
+    """(prompt, response) tokens of each row."""
+    prompts, responses = rollout.prompt_mask.sum(1).tolist(), rollout.attention.sum(1).tolist()
+    return list(zip(prompts, responses, strict=True))
 
 
 def gathered(rollout: Rollout, accelerator: Accelerator | None) -> Rollout:

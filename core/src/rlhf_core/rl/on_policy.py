@@ -109,7 +109,9 @@ class OnPolicyOptimizer(PolicyOptimizer[C]):
 
     def step(self, data: TrainingData) -> StepStats:
         config = self.config
-        rollout = data.rollout(config.prompts_per_step, samples_per_prompt=config.samples_per_prompt)
+        rollout = data.rollout(
+            config.prompts_per_step, samples_per_prompt=config.samples_per_prompt, needs=config.needs
+        )
         prepared = self.prepare(rollout)
         history: list[dict[str, float]] = []
         for epoch in range(config.epochs):

@@ -29,9 +29,7 @@ class Evaluate(Stage[EvaluateConfig]):
                 "an optimize stage before this one",
                 f"add one, or leave out {needs_reference[0]!r}",
             )
-        self.sampler = build_sampler(
-            run, rewards, config.environment, forward_tokens=config.forward_tokens
-        )
+        self.sampler = build_sampler(run, rewards, config.environment, forward_tokens=config.forward_tokens)
         source = run.component("prompts", config.prompts)
         self.prompts = [source[i] for i in range(len(source))]
         self.result: dict[str, Any] = {}

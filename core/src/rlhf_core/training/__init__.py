@@ -1,7 +1,7 @@
 """Training by gradient: optimizer steps, the supervised loop, and cutting work into parts."""
 
-from .batching import by_tokens, share
+from .batching import Size, by_tokens, share
 from .gradient import GradientSteps, as_floats, summed
 from .supervised import SupervisedLoop, fit_task
 
-__all__ = ["GradientSteps", "SupervisedLoop", "as_floats", "by_tokens", "fit_task", "share", "summed"]
+__all__ = ["GradientSteps", "Size", "SupervisedLoop", "as_floats", "by_tokens", "fit_task", "share", "summed"]

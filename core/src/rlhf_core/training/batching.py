@@ -9,22 +9,31 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def by_tokens(sizes: Sequence[int], budget: int, rows: Sequence[int] | None = None) -> Iterator[list[int]]:
+Size = int | tuple[int, ...]
+"""Tokens of a row; a tuple where its parts are padded apart, such as (prompt, response)."""
+
+
+def by_tokens(sizes: Sequence[Size], budget: int, rows: Sequence[int] | None = None) -> Iterator[list[int]]:
     """Cut `rows` into runs of similar length whose padded size stays within `budget`.
 
     Args:
-        sizes: tokens of every row, indexed by row number. budget: most rows x longest of a run; a single row may
-            exceed it. rows: which; by default all.
+        sizes: tokens of every row, indexed by row number.
+        budget: most rows x padded width of a run, every part padded to its longest; a single row may exceed it.
+        rows: which; by default all.
 
     Yields:
         row numbers, shortest rows first; every row once. Ties keep their order, so the cut is deterministic.
     """
+    parts = [size if isinstance(size, tuple) else (size,) for size in sizes]
     run: list[int] = []
-    for row in sorted(range(len(sizes)) if rows is None else rows, key=lambda r: sizes[r]):
-        if run and sizes[row] * (len(run) + 1) > budget:
+    widest: tuple[int, ...] = ()
+    for row in sorted(range(len(sizes)) if rows is None else rows, key=lambda r: sum(parts[r])):
+        wider = tuple(map(max, widest, parts[row])) if run else parts[row]
+        if run and sum(wider) * (len(run) + 1) > budget:
             yield run
-            run = []
+            run, wider = [], parts[row]
         run.append(row)
+        widest = wider
     if run:
         yield run
 

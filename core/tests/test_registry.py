@@ -507,7 +507,7 @@ def test_overrides_leave_the_registry_and_the_values_alone(load: Callable[..., R
         ("stages..steps=1", "'stages..steps' is not a path"),
         ("seed=[1", "'[1' is not YAML: a bracket that is never closed, or a comma that is missing"),
         ("seed={a: 1, a: 2}", "'{a: 1, a: 2}' is not YAML: is written twice"),
-        ("precision=bf61", "got 'bf61'; expected 'fp32', 'bf16' or 'fp16' (of forward and backward passes); "
+        ("precision=bf61", "got 'bf61'; expected 'fp32' or 'bf16' (of forward and backward passes); "
                            "did you mean 'bf16'?"),
         ("policy=ml", "policy 'ml' is not declared, and no installed plugin offers it"),
     ],

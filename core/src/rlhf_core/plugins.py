@@ -156,9 +156,9 @@ class Plugins:
     def check_deep(self) -> list[PluginError]:
         """Import every class and Config and compare them with what their kind asks for; all that is wrong."""
         specs = [spec for info in self.plugins if info.usable for spec in info.components]
-        return [error for spec in specs for error in self._check_classes(spec)]
+        return [error for spec in specs for error in self.check_component(spec)]
 
-    def _check_classes(self, spec: ComponentSpec) -> Iterator[PluginError]:
+    def check_component(self, spec: ComponentSpec) -> Iterator[PluginError]:
         where, classes = f"{_where(spec.kind, spec.name)} of {self._owner(spec)}", []
         roles: list[tuple[Literal["factory", "config"], str]]
         roles = [("factory", self.kinds[spec.kind].interface), ("config", "rlhf_core.interfaces:Config")]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, DataError
 from ..functional import token_entropy, token_logprobs
-from ..interfaces import Context, Needs, Outputs, Policy, Sampling, State
+from ..interfaces import Context, Needs, Outputs, Policy, Sampling, State, SupervisedTask
 from ..randomness import derive_seed
 from ..records import Prompt, Rollout, Sample
 from .config import CausalLMConfig, Lora
@@ -230,7 +230,7 @@ class CausalLM(Policy[CausalLMConfig]):
         """A trainable copy of the trunk as it is now, for models that start from the policy, such as a reward's."""
         return self.network.trunk_copy()
 
-    def demonstrations(self, examples: Sequence[tuple[Prompt, str]], *, held_out: float) -> Imitation:
+    def demonstrations(self, examples: Sequence[tuple[Prompt, str]], *, held_out: float) -> SupervisedTask:
         train: list[Tokens] = []
         kept_out: list[Tokens] = []
         for prompt, response in examples:

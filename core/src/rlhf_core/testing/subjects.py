@@ -60,7 +60,7 @@ class Subject:
     @cached_property
     def problems(self) -> list[PluginError]:
         """What keeps its classes from being those of its kind."""
-        return list(self.plugins._check_classes(self.spec))
+        return list(self.plugins.check_component(self.spec))
 
     def _class(self, role: Literal["factory", "config"]) -> Any:
         if self.problems:

@@ -8,8 +8,8 @@ rewrites the four JSONL files bit for bit: all randomness comes from one `random
 one file is in no other, so the held-out prompts are new to every stage. Topics are equally frequent.
 
 **Replies** are of mixed quality, as a past help desk wrote them: an opening (polite, none, plain, blaming), a remedy
-(right, vague, of another topic) and a closing (an offer of help, none, plain, curt), drawn independently with the shares
-below. The demonstrations are such replies, signed by three past agents who write alike: fay, gus, hal.
+(right, vague, of another topic) and a closing (an offer of help, none, plain, curt), each drawn by itself with the
+shares below. The demonstrations are such replies, signed by three past agents who write alike: fay, gus, hal.
 
 **Comparisons** pair two such replies. Three of four pairs are drawn to differ in one element only. In one of four pairs
 one of the two is damaged the way an untidy policy damages it: cut mid-sentence, a sentence repeated, a second remedy,

@@ -159,6 +159,7 @@ class Plugins:
         return [error for spec in specs for error in self.check_component(spec)]
 
     def check_component(self, spec: ComponentSpec) -> Iterator[PluginError]:
+        """Import the class and Config of one component and yield what is wrong with them."""
         where, classes = f"{_where(spec.kind, spec.name)} of {self._owner(spec)}", []
         roles: list[tuple[Literal["factory", "config"], str]]
         roles = [("factory", self.kinds[spec.kind].interface), ("config", "rlhf_core.interfaces:Config")]

@@ -75,7 +75,8 @@ class Rollout:
         behaviour_logprobs: (B, T), of the truncated distribution that sampled, if top-k or top-p was in use.
         reference_logprobs: (B, T). values: (B, T), V before each token. bootstrap: (B,), V after the last token.
         entropy: (B, T), in nats. top_ids, top_logprobs: (B, T, K), the K likeliest tokens.
-        scores: what each reward said. score: (B,), their weighted sum, before shaping. rewards: (B, T), after shaping, 0 outside mask.
+        scores: what each reward said. score: (B,), their weighted sum, before shaping.
+        rewards: (B, T), after shaping, 0 outside mask.
         abstained: (B,) bool.
     """
 

@@ -9,9 +9,9 @@ from typing import Any, Literal, Protocol
 from pydantic import Field
 
 from ..errors import ConfigError, PluginError, RLHFError
+from ..importing import did_you_mean
 from ..interfaces.config import Config, RelativePath, StageConfig, references
 from ..interfaces.specs import ComponentSpec, KindSpec
-from ..importing import did_you_mean
 from . import environment
 from .document import Document
 from .draft import Built, Draft, Origin

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,12 +103,11 @@ class Project:
 
         resolved = self.resolve(pipeline, overrides)
         if not dry_run:
-            return _run(
-                resolved, self.plugins, new_directory(pipeline, Path(out) if out is not None else None), display
-            )
+            target = Path(out) if out is not None else None
+            return _run(resolved, self.plugins, lambda: new_directory(pipeline, target), display)
         scratch = Path(tempfile.mkdtemp(prefix="rlhf-dry-run-"))
         try:
-            return _run(resolved, self.plugins, new_directory(pipeline, scratch / "run"), display, dry_run=True)
+            return _run(resolved, self.plugins, lambda: new_directory(pipeline, scratch / "run"), display, dry_run=True)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -131,13 +130,14 @@ def resume_run(
 
     directory = existing_directory(pipeline, Path(out) if out is not None else None)
     project = load(directory / REGISTRY, plugins)
-    return _run(project.resolve(pipeline, overrides), project.plugins, directory, display, resume=True)
+    resolved = project.resolve(pipeline, overrides)
+    return _run(resolved, project.plugins, lambda: directory, display, resume=True)
 
 
 def _run(
     resolved: ResolvedPipeline,
     plugins: Plugins,
-    directory: Path,
+    choose: Callable[[], Path],
     display: Display | None,
     *,
     resume: bool = False,
@@ -145,14 +145,17 @@ def _run(
 ) -> RunResult:
     # what imports torch comes only after the registry has been found to be right
     from .runs.display import Display
+    from .runs.processes import agree, start
     from .runs.report import write_report
     from .runs.runner import Runner
 
+    accelerator = start(resolved)
     display = display or Display()
-    runner = Runner(resolved, plugins, directory, display, dry_run=dry_run)
-    summary = runner.run(resume=resume)
+    display.console.quiet |= not accelerator.is_main_process  # one voice for all processes
+    directory = agree(accelerator, choose)
+    summary = Runner(resolved, plugins, accelerator, directory, display, dry_run=dry_run).run(resume=resume)
     report = None
-    if not dry_run and runner.accelerator.is_main_process:
+    if not dry_run and accelerator.is_main_process:
         try:
             report = write_report(directory)
         except RunError as error:  # the run itself is done and whole

@@ -16,7 +16,7 @@ LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokeniz
 
 
 def provenance(
-    pipeline: str, seed: int, root: Path, configs: Iterable[Mapping[str, Any]], device: str
+    pipeline: str, seed: int, root: Path, configs: Iterable[Mapping[str, Any]], device: str, processes: int
 ) -> dict[str, Any]:
     """What is known at the start of a run, as JSON."""
     import torch
@@ -31,6 +31,7 @@ def provenance(
             "system": platform.platform(),
             "processor": _processor(),
             "threads": torch.get_num_threads(),
+            "processes": processes,
             "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
         },
         "git": _git(root),

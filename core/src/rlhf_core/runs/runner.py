@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ruamel.yaml import YAML
 
-from ..errors import ConfigError, PluginError, RunError
+from ..errors import ConfigError, RunError
 from ..interfaces import Component, ComponentSpec, Context, Policy, Stage, StageConfig, State, StepStats
 from ..randomness import derive_seed, seed_everything
 from ..registry import ResolvedPipeline, ResolvedStage, load_function
@@ -23,6 +23,9 @@ from .display import Display
 from .provenance import provenance
 from .signals import Interrupted, PoliteStop
 from .watch import Watch
+
+if TYPE_CHECKING:
+    pass
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -42,14 +45,22 @@ class Runner:
     """One run of a resolved pipeline in `directory`; also the `Run` that stages and listeners see."""
 
     def __init__(
-        self, resolved: ResolvedPipeline, plugins: Plugins, directory: Path, display: Display, *, dry_run: bool = False
+        self,
+        resolved: ResolvedPipeline,
+        plugins: Plugins,
+        accelerator: Accelerator,
+        directory: Path,
+        display: Display,
+        *,
+        dry_run: bool = False,
     ) -> None:
         self.resolved, self.plugins, self.directory, self.display = resolved, plugins, directory, display
         self.pipeline, self.seed = resolved.name, resolved.settings.seed
         self.artefacts: dict[str, Any] = {}
         self.warnings: list[str] = []
         self.dry_run = dry_run
-        self.accelerator = _accelerator(resolved, directory)
+        self.accelerator = accelerator
+        accelerator.project_configuration.set_directories(str(directory))
         self.context = Context(
             seed=self.seed,
             device=str(self.accelerator.device),
@@ -318,7 +329,14 @@ class Runner:
             YAML().dump(resolved, file)
         write_json(
             self.directory / PROVENANCE,
-            provenance(self.pipeline, self.seed, self.resolved.root, [resolved], self.context.device),
+            provenance(
+                self.pipeline,
+                self.seed,
+                self.resolved.root,
+                [resolved],
+                self.context.device,
+                self.accelerator.num_processes,
+            ),
         )
 
     def _start_trackers(self) -> None:
@@ -329,37 +347,3 @@ class Runner:
 def _checkpoints(directory: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     return sorted(p for p in (directory / CHECKPOINTS).glob("[0-9]*") if p.is_dir())
-
-
-def _accelerator(resolved: ResolvedPipeline, directory: Path) -> Accelerator:
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    settings = resolved.settings
-    trackers = [_known_tracker(name, resolved.name) for name in settings.trackers]
-    AcceleratorState._reset_state()  # a second run in one process may want another precision
-    return Accelerator(
-        cpu=settings.device == "cpu",
-        mixed_precision="bf16" if settings.precision == "bf16" else "no",
-        log_with=trackers or None,
-        project_dir=str(directory),
-    )
-
-
-def _known_tracker(name: str, pipeline: str) -> str:
-    """`name`, if accelerate knows it and its library is installed.
-
-    Raises:
-        ConfigError, PluginError: it is not.
-    """
-    import importlib.util
-
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-
-    known = {str(getattr(kind, "value", kind)) for kind in LOGGER_TYPE_TO_CLASS}
-    if name not in known:
-        raise ConfigError(f"pipeline {pipeline!r} trackers", repr(name), f"one of {', '.join(sorted(known))}")
-    module = {"comet_ml": "comet_ml"}.get(name, name)
-    if importlib.util.find_spec(module) is None:
-        raise PluginError(f"pipeline {pipeline!r} trackers", f"{name!r} is not installed", fix=f"pip install {name}")
-    return name

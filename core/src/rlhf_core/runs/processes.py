@@ -1,0 +1,79 @@
+"""The processes of a run: one, or several by `torchrun` or `accelerate launch`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError, PluginError, RLHFError, RunError
+from ..registry import ResolvedPipeline
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def start(resolved: ResolvedPipeline) -> Accelerator:
+    """The accelerator that the pipeline's settings ask for; over several processes they meet here.
+
+    Raises:
+        ConfigError, PluginError: a tracker is unknown, or its library is not installed.
+    """
+    import torch
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    settings = resolved.settings
+    trackers = [_known_tracker(name, resolved.name) for name in settings.trackers]
+    # without an accelerator several processes only find each other if told that they are on CPUs
+    lonely = settings.device == "auto" and not torch.accelerator.is_available() and "RANK" in os.environ
+    AcceleratorState._reset_state()  # a second run in one process may want another precision
+    return Accelerator(
+        cpu=settings.device == "cpu" or lonely,
+        mixed_precision="bf16" if settings.precision == "bf16" else "no",
+        log_with=trackers or None,
+        project_dir="." if trackers else None,  # moved into the run directory once there is one
+    )
+
+
+def agree(accelerator: Accelerator, choose: Callable[[], Path]) -> Path:
+    """The directory that the main process chooses, or its error, in every process.
+
+    Raises:
+        RLHFError: what `choose` raised, in all processes alike.
+    """
+    if accelerator.num_processes == 1:
+        return choose()
+    from accelerate.utils import broadcast_object_list
+
+    answer: list[str | None] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            answer[0] = str(choose())
+        except RLHFError as error:
+            answer[1] = str(error)
+    broadcast_object_list(answer)
+    if answer[1] is not None:
+        where, _, what = answer[1].partition(": ")
+        raise RunError(where, what)
+    return Path(str(answer[0]))
+
+
+def _known_tracker(name: str, pipeline: str) -> str:
+    """`name`, if accelerate knows it and its library is installed.
+
+    Raises:
+        ConfigError, PluginError: it is not.
+    """
+
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    known = {str(getattr(kind, "value", kind)) for kind in LOGGER_TYPE_TO_CLASS}
+    if name not in known:
+        raise ConfigError(f"pipeline {pipeline!r} trackers", repr(name), f"one of {', '.join(sorted(known))}")
+    module = {"comet_ml": "comet_ml"}.get(name, name)
+    if importlib.util.find_spec(module) is None:
+        raise PluginError(f"pipeline {pipeline!r} trackers", f"{name!r} is not installed", fix=f"pip install {name}")
+    return name

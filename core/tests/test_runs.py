@@ -77,22 +77,21 @@ def short(prompts, completions, **columns):
 """
 
 
+def write_project(folder):
+    """The tiny registry with its functions and data."""
+    (folder / "registry.yaml").write_text(REGISTRY)
+    (folder / "rewards.py").write_text(REWARDS)
+    words = ["parcel", "password", "printer", "refund", "login", "screen"]
+    demos = [{"prompt": f"my {w} {n}:", "completion": f" see the {w} page"} for w in words for n in "abcd"]
+    (folder / "demos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in demos))
+    questions = [{"prompt": f"my {w}:", "topic": w} for w in words]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A folder with the tiny registry, and the working directory in it."""
-    (tmp_path / "registry.yaml").write_text(REGISTRY)
-    (tmp_path / "rewards.py").write_text(REWARDS)
-    words = ["parcel", "password", "printer", "refund", "login", "screen"]
-    (tmp_path / "demos.jsonl").write_text(
-        "".join(
-            json.dumps({"prompt": f"my {w} {n}:", "completion": f" see the {w} page"}) + "\n"
-            for w in words
-            for n in "abcd"
-        )
-    )
-    (tmp_path / "prompts.jsonl").write_text(
-        "".join(json.dumps({"prompt": f"my {w}:", "topic": w}) + "\n" for w in words)
-    )
+    write_project(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -106,17 +105,7 @@ def whole(tmp_path_factory):
     """One uninterrupted run, shared by the tests that look at what it left."""
     folder = tmp_path_factory.mktemp("whole")
     before = Path.cwd()
-    (folder / "registry.yaml").write_text(REGISTRY)
-    (folder / "rewards.py").write_text(REWARDS)
-    words = ["parcel", "password", "printer", "refund", "login", "screen"]
-    (folder / "demos.jsonl").write_text(
-        "".join(
-            json.dumps({"prompt": f"my {w} {n}:", "completion": f" see the {w} page"}) + "\n"
-            for w in words
-            for n in "abcd"
-        )
-    )
-    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"my {w}:", "topic": w}) + "\n" for w in words))
+    write_project(folder)
     os.chdir(folder)
     try:
         yield load().run("tiny", out=folder / "run")

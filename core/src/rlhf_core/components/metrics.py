@@ -41,6 +41,8 @@ class KLMetric(Metric[KLMetricConfig]):
 class LengthMetric(Metric[LengthMetricConfig]):
     """Tokens per response, end of text included."""
 
+    higher_is_better = None
+
     def measure(self, rollout: Rollout) -> Tensor:
         return rollout.lengths.float()
 

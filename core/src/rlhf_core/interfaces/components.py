@@ -343,7 +343,8 @@ class Environment(Component[C]):
 class Metric(Component[C]):
     """Measures finished responses, one number per sample, so that means come with intervals."""
 
-    higher_is_better: ClassVar[bool] = True
+    higher_is_better: ClassVar[bool | None] = True
+    """None where neither is better."""
 
     @abstractmethod
     def measure(self, rollout: Rollout) -> Tensor:

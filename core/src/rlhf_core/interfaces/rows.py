@@ -68,12 +68,13 @@ def read_rows(config: SourceConfig, where: str, bad: Callable[[DataError], None]
     """
     rows = _file_rows(config, where, bad) if config.path is not None else _dataset_rows(config, where)
     for row in islice(rows, config.limit):
-        missing = [theirs for theirs in config.columns.values() if theirs not in row.data]
+        missing = [pair for pair in config.columns.items() if pair[1] not in row.data]
         if missing:
+            ours, theirs = missing[0]
             complaint = DataError(
                 row.where,
-                f"no column {missing[0]!r}, only {', '.join(map(repr, row.data)) or 'none'}",
-                f"the columns that {where} maps",
+                f"no column {theirs!r}, only {', '.join(map(repr, row.data)) or 'none'}",
+                f"the column that {where} maps to {ours!r}",
                 "mend `columns` in its config",
             )
             if bad is None:

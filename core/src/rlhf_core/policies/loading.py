@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,13 +76,20 @@ def fresh_model_config(config: FreshModel, tokenizer: Any, context: Context, **f
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": None,
     }
-    try:
+    with _fitting(config, context):
         return AutoConfig.for_model(config.architecture, **ids, **config.sizes, **fixed)
-    except (ValueError, TypeError, KeyError) as error:
+
+
+@contextmanager
+def _fitting(config: FreshModel, context: Context) -> Iterator[None]:
+    """Tell what goes wrong in making a fresh model as a fault of its sizes."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
         raise ConfigError(
             f"{context.where} fresh",
             f"{config.architecture!r} with {config.sizes}: {error}",
-            "a transformers model type and arguments of its config",
+            "a transformers model type and sizes that fit together",
         ) from error
 
 
@@ -94,14 +102,8 @@ def fresh_causal_lm(config: FreshModel, context: Context) -> tuple[Any, Any]:
     model_config = fresh_model_config(config, tokenizer, context)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.stream("init"))
-        try:
+        with _fitting(config, context):
             model = AutoModelForCausalLM.from_config(model_config)
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise ConfigError(
-                f"{context.where} fresh",
-                f"{config.architecture!r} with {config.sizes}: {error}",
-                "a decoder-only architecture and sizes that fit together",
-            ) from error
     tokenizer.model_max_length = context_length(model) or int(1e30)
     return model.to(context.torch_dtype), tokenizer
 

@@ -84,7 +84,7 @@ class Display:
     def result(self, metrics: Mapping[str, Any]) -> None:
         """The table of an evaluate stage: mean and 95 % interval, before and after."""
         paired = any("before" in entry for entry in metrics.values())
-        table = Table(title="held-out prompts, mean and 95 % interval", title_justify="left")
+        table = Table(title="evaluation, mean and 95 % interval", title_justify="left")
         table.add_column("metric")
         for column in ("before", "after", "change") if paired else ("value",):
             table.add_column(column, justify="right")
@@ -136,4 +136,6 @@ def _chosen(stats: Mapping[str, float]) -> list[str]:
 
 def _short(key: str) -> str:
     group, _, name = key.rpartition("/")
+    if group == "kl":
+        return "kl"
     return key if group in ("eval", "value", "evaluate") else name.replace("_", " ")

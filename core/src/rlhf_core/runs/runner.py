@@ -60,7 +60,8 @@ class Runner:
         self.warnings: list[str] = []
         self.dry_run = dry_run
         self.accelerator = accelerator
-        accelerator.project_configuration.set_directories(str(directory))
+        configuration = accelerator.project_configuration
+        configuration.project_dir = configuration.logging_dir = str(directory)
         self.context = Context(
             seed=self.seed,
             device=str(self.accelerator.device),

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
         PromptSource,
         RewardModel,
         RewardShaper,
-        Run,
-        Stage,
         State,
         StepStats,
         SupervisedTask,
@@ -56,11 +54,12 @@ if TYPE_CHECKING:
     from .context import Context
     from .rows import Row, RowFeedback, read_rows
     from .specs import API_VERSION, ComponentSpec, Hooks, KindSpec, hookimpl, hookspec
+    from .stage import Run, Stage
 
 _NAMES = {
     "components": [
         "Component", "Environment", "FeedbackSource", "LossSum", "Metric", "OnlineReward", "Outputs", "Policy",
-        "PolicyOptimizer", "PromptSource", "RewardModel", "RewardShaper", "Run", "Stage", "State", "StepStats",
+        "PolicyOptimizer", "PromptSource", "RewardModel", "RewardShaper", "State", "StepStats",
         "SupervisedTask", "TrainingData",
     ],
     "config": [
@@ -77,6 +76,7 @@ _NAMES = {
     "specs": [
         "API_VERSION", "ComponentSpec", "Hooks", "KindSpec", "hookimpl", "hookspec",
     ],
+    "stage": ["Run", "Stage"],
 }  # fmt: skip
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 

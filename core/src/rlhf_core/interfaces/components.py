@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar, get_args
 
 from ..records import Feedback, Prompt, Rollout, Sample, Scores
 from .config import Config, Needs, Sampling
@@ -14,7 +14,6 @@ from .config import Config, Needs, Sampling
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from accelerate import Accelerator
     from torch import Tensor, nn
 
     from .context import Context
@@ -349,60 +348,3 @@ class Metric(Component[C]):
     @abstractmethod
     def measure(self, rollout: Rollout) -> Tensor:
         """(B,) float; nan where it does not apply."""
-
-
-class Run(Protocol):
-    """What a stage and a listener may use of the run they are in."""
-
-    pipeline: str
-    directory: Path
-    seed: int
-    dry_run: bool
-    context: Context
-    accelerator: Accelerator
-    artefacts: dict[str, Any]
-    """JSON values handed on from stage to stage, such as the reference's folder and the rewards in use."""
-
-    @property
-    def policy(self) -> Policy[Any]: ...
-
-    def component(self, kind: str, id: str) -> Any: ...
-
-    def warn(self, message: str) -> None:
-        """Show `message` once, and put it into the report."""
-
-    def keep(self, component: Component[Any]) -> None:
-        """Write the component's state into the run directory for good: what `load:` reads."""
-
-
-class Stage(Component[C]):
-    """One stage of a pipeline. The runner loops, logs, checkpoints and evaluates; the stage does the steps."""
-
-    @abstractmethod
-    def setup(self, run: Run) -> None:
-        """Build what is needed; the stage's `state_dict` is loaded after this on resume."""
-
-    @property
-    @abstractmethod
-    def total(self) -> int:
-        """How many steps there are, known after `setup`."""
-
-    @abstractmethod
-    def step(self, index: int) -> StepStats:
-        """Do step `index`, from 0."""
-
-    def evaluate(self) -> StepStats:
-        """Metrics during the stage, where its config says `evaluate_every`."""
-        return {}
-
-    def components(self) -> dict[str, Component[Any]]:
-        """The components whose state changes during the stage, by checkpoint key."""
-        return {}
-
-    def trained(self) -> Component[Any] | None:
-        """The component whose weights `best` keeps; None: the policy."""
-        return None
-
-    def finish(self) -> dict[str, Any]:
-        """What the stage leaves for later stages and for summary.json: JSON values."""
-        return {}

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from .components import Run
+    from .stage import Run
 
 API_VERSION = 1
 """The version of the plugin interface; it changes only when plugins written for it would stop working."""

@@ -143,7 +143,8 @@ class CausalLM(Policy[CausalLMConfig]):
             )
         logits = logits[:, :-1]  # (B, T, V); the last position predicts beyond the response
         if rollout.temperature != 1.0:
-            logits = logits / rollout.temperature
+            # in full precision first: a quotient in bf16 would be rounded before the softmax sees it
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / rollout.temperature
         padding = ~rollout.attention
         top_ids = top_logprobs = None
         if needs.top_k:

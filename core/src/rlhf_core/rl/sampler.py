@@ -88,16 +88,14 @@ class Sampler:
                     whole[name][rows] = value
         return Outputs(**whole)
 
+    @torch.no_grad()
     def score_logprobs(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
         """log-probabilities of whole responses under policy and reference, each (B,)."""
         policies: list[Tensor] = []
         references: list[Tensor] = []
         for start in range(0, len(samples), 32):
-            rollout = self.evaluated(
-                self.policy.encode(samples[start : start + 32]), Needs(reference=True), rescore=False
-            )
+            rollout = self.policy.encode(samples[start : start + 32])
             policies.append(rollout.logprobs.sum(1))
-            references.append(
-                (rollout.reference_logprobs if rollout.reference_logprobs is not None else rollout.logprobs).sum(1)
-            )
+            with self.policy.as_reference():
+                references.append(self._forward(rollout, Needs()).logprobs.sum(1))
         return torch.cat(policies), torch.cat(references)

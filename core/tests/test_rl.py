@@ -189,6 +189,17 @@ def test_wrong_scores_name_the_component_and_show_the_sample(answer, message):
         checked_scores(Fixed(answer), samples)
 
 
+def test_a_metric_looks_its_scores_over_as_training_does():
+    from rlhf_core.components.config import RewardMetricConfig
+    from rlhf_core.components.metrics import RewardMetric
+
+    wrong = Fixed(lambda samples: [float("nan")] * len(samples))
+    context = Context(kind="metric", id="gold", resolve=lambda kind, id: wrong)
+    rollout = make_policy().encode([Sample(p, " yes") for p in prompts()])
+    with pytest.raises(RewardError, match="reward 'fixed': score nan for sample 0"):
+        RewardMetric(RewardMetricConfig(reward="gold"), context).measure(rollout)
+
+
 # --- data -------------------------------------------------------------------------------------------------------------
 
 

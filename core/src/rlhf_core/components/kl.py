@@ -30,12 +30,12 @@ class KL(RewardShaper[KLConfig]):
         if reference is None:
             raise RuntimeError(f"{self.context.where}: the rollout has no reference log-probabilities")
         kl = kl_estimate(rollout.logprobs, reference, kind=self.config.estimator)
-        k1 = (rollout.logprobs - reference).masked_fill(~rollout.mask, 0.0)
         samples = int(rollout.mask.any(1).sum())
-        per_sample = float(k1.sum()) / max(samples, 1)
         shaped = rewards - self.coef * kl.masked_fill(~rollout.mask, 0.0).to(rewards)
         stats = {"kl/coef": self.coef, "kl/penalty": float((rewards - shaped).sum()) / max(samples, 1)}
         if self.config.target is not None:
+            k1 = float((rollout.logprobs - reference).masked_fill(~rollout.mask, 0.0).sum())
+            per_sample = k1 / max(samples, 1)
             error = min(max(per_sample / self.config.target - 1, -0.2), 0.2)
             self.coef *= 1 + error * samples / self.config.horizon
         return shaped, stats

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..interfaces import Metric, RewardModel
 from ..records import Rollout
 from .config import KLMetricConfig, LengthMetricConfig, RewardMetricConfig, TruncatedMetricConfig
+from .scoring import checked_scores
 
 
 class RewardMetric(Metric[RewardMetricConfig]):
@@ -22,7 +23,7 @@ class RewardMetric(Metric[RewardMetricConfig]):
             score, abstained = rollout.score, rollout.abstained
         else:
             reward: RewardModel[Any] = self.context.component("reward", self.config.reward)
-            scores = rollout.scores.get(self.config.reward) or reward.score(rollout.samples)
+            scores = rollout.scores.get(self.config.reward) or checked_scores(reward, rollout.samples)
             score, abstained = scores.values, scores.abstained
         return score if abstained is None else score.masked_fill(abstained.to(score.device), torch.nan)
 

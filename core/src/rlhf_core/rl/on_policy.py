@@ -18,7 +18,7 @@ from ..functional import kl_estimate
 from ..interfaces import Needs, Outputs, Policy, PolicyOptimizer, State, StepStats, TrainingData
 from ..randomness import derive_seed, permutation
 from ..records import Rollout
-from ..training import GradientSteps, as_floats, by_tokens, share, summed
+from ..training import GradientSteps, Size, as_floats, by_tokens, share, summed
 from .batching import rollout_sizes
 from .config import OnPolicyConfig
 
@@ -113,13 +113,15 @@ class OnPolicyOptimizer(PolicyOptimizer[C]):
             config.prompts_per_step, samples_per_prompt=config.samples_per_prompt, needs=config.needs
         )
         prepared = self.prepare(rollout)
+        live, sizes = rollout.mask.any(1).tolist(), rollout_sizes(rollout)  # once: each costs a GPU a wait
         history: list[dict[str, float]] = []
         for epoch in range(config.epochs):
             order = permutation(derive_seed(self.context.seed, "minibatches", data.step, epoch), len(rollout))
             for start in range(0, len(order), config.minibatch_size):
-                stats, went_on = self._update(
-                    rollout, prepared, order[start : start + config.minibatch_size], data.step
-                )
+                rows = [row for row in order[start : start + config.minibatch_size] if live[row]]
+                if not rows:
+                    continue
+                stats, went_on = self._update(rollout, prepared, rows, sizes, data.step)
                 history.append(stats)
                 if not went_on:
                     return self._summary(history, stopped=True)
@@ -130,19 +132,17 @@ class OnPolicyOptimizer(PolicyOptimizer[C]):
         rollout: Rollout,
         prepared: Mapping[str, Tensor],
         rows: Sequence[int],
+        sizes: Sequence[Size],
         step: int,
     ) -> tuple[dict[str, float], bool]:
         """One update of the weights from the samples at `rows`; False if the policy had moved too far already."""
-        live = [row for row in rows if bool(rollout.mask[row].any())]
-        tokens = float(rollout.mask[live].sum())
-        if not live:
-            return {}, True
-        mine = [live[i] for i in share(len(live), self.context.accelerator)]
+        tokens = float(rollout.mask[rows].sum())
+        mine = [rows[i] for i in share(len(rows), self.context.accelerator)]
         sums: dict[str, float] = {}
-        for part in by_tokens(rollout_sizes(rollout), self.config.micro_batch_tokens, mine):
+        for part in by_tokens(sizes, self.config.micro_batch_tokens, mine):
             cut = rollout.select(part)
             entries = {name: _cut(entry, rollout, part, cut) for name, entry in prepared.items()}
-            batch = Batch(cut, entries, tokens, float(len(live)))
+            batch = Batch(cut, entries, tokens, float(len(rows)))
             new = self.policy.forward(cut, self.update_needs)
             loss, stats = self.loss(batch, new)
             loss.backward()  # type: ignore[no-untyped-call]

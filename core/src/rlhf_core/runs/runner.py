@@ -145,13 +145,14 @@ class Runner:
         with self._stop:
             for index in range(first, len(stages)):
                 inside = state["stage"] if state is not None and index == first else None
-                results[stages[index].id] = self._run_stage(index, inside, results)
+                self._run_stage(index, inside, results)
         summary = self._finish(results)
         self._notify("rlhf_run_finished", run=self, summary=summary)
         self.accelerator.end_training()
         return summary
 
-    def _run_stage(self, index: int, inside: State | None, results: dict[str, Any]) -> dict[str, Any]:
+    def _run_stage(self, index: int, inside: State | None, results: dict[str, Any]) -> None:
+        """Run a stage, from its checkpoint `inside` if there is one, and put what it leaves into `results`."""
         declared = self.resolved.stages[index]
         name, config = declared.id, declared.config
         assert isinstance(config, StageConfig)
@@ -190,12 +191,10 @@ class Runner:
         if watch.best_value is not None:
             self.accelerator.wait_for_everyone()  # until the main process has written it
             (stage.trained() or self.policy).load_state_dict(checkpoint.load(self._best(name)))
-        result = {**stage.finish(), **watch.outcome()}
+        results[name] = {**stage.finish(), **watch.outcome()}
         self.artefacts.setdefault("stages_done", []).append(name)
-        results[name] = result
         if index + 1 < len(self.resolved.stages):
             self._checkpoint(index + 1, 0, None, None, results)
-        return result
 
     def _step(self, stage: Stage[Any], declared: ResolvedStage, step: int, watch: Watch) -> None:
         """One step: seeded, timed, evaluated if it is its turn, logged."""
@@ -285,7 +284,7 @@ class Runner:
             folder = self.directory / CHECKPOINTS
             path = folder / f"{self._global_step:06d}-{name}-{step}"
             checkpoint.save(path, state)
-            for old in _checkpoints(self.directory)[: -max(self.resolved.settings.keep_checkpoints, 1)]:
+            for old in _checkpoints(self.directory)[: -self.resolved.settings.keep_checkpoints]:
                 shutil.rmtree(old)
             self._notify("rlhf_checkpoint_saved", run=self, path=path)
 

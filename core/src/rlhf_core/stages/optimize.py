@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from ..errors import ConfigError
-from ..interfaces import Component, Needs, PolicyOptimizer, RewardShaper, Run, Stage, State, StepStats
+from ..interfaces import Component, OnlineReward, PolicyOptimizer, RewardShaper, Run, Stage, State, StepStats
 from ..randomness import derive_seed
 from ..rl.data import StageData
 from ..rl.evaluation import evaluate
@@ -41,7 +41,7 @@ class Optimize(Stage[OptimizeConfig]):
             config.sampling,
             needs,
         )
-        self._check(run, needs)
+        self._check(run)
         run.artefacts.update(
             rewards=dict(config.rewards),
             sampling=config.sampling.model_dump(mode="json"),
@@ -50,18 +50,17 @@ class Optimize(Stage[OptimizeConfig]):
     def _fix_reference(self, run: Run) -> None:
         """The reference is fixed once, when the stage first begins, and written down for a resumed run."""
         folder = run.directory / "references" / self.context.id
-        if run.artefacts.get("reference") == str(folder.name):
+        if run.artefacts.get("reference") == folder.name:
             return  # resumed inside this stage: the runner has already put it back
         run.policy.set_reference(self.config.reference)
         if run.accelerator.is_main_process:
             run.policy.save_reference(folder)
         run.artefacts["reference"] = folder.name
 
-    def _check(self, run: Run, needs: Needs) -> None:
-        levels = [(id, shaper.level) for id, shaper in self.shapers.items()]
+    def _check(self, run: Run) -> None:
         seen_token = None
-        for id, level in levels:
-            if level == "token":
+        for id, shaper in self.shapers.items():
+            if shaper.level == "token":
                 seen_token = id
             elif seen_token is not None:
                 raise ConfigError(
@@ -109,7 +108,9 @@ class Optimize(Stage[OptimizeConfig]):
         return {"steps": self.config.steps, "rewards": dict(self.config.rewards)}
 
     def components(self) -> dict[str, Component[Any]]:
-        online = {f"reward.{id}": model for id, model in self.sampler.mix.models.items() if hasattr(model, "update")}
+        online = {
+            f"reward.{id}": model for id, model in self.sampler.mix.models.items() if isinstance(model, OnlineReward)
+        }
         shapers = {f"shaper.{id}": shaper for id, shaper in self.shapers.items()}
         return {f"optimizer.{self.config.optimizer}": self.optimizer, **shapers, **online}
 

@@ -382,6 +382,14 @@ def test_a_cut_prompt_keeps_its_beginning_of_text():
     assert policy.codec.encode_prompt(Prompt(text="word " * 20), 4) == [7, *encoded[-4:]]
 
 
+def test_a_tokenizer_that_cannot_end_a_text_is_refused(tmp_path):
+    policy = make_policy()
+    policy.tokenizer.eos_token = None
+    policy.export(tmp_path)
+    with pytest.raises(ConfigError, match="policy 'toy': a tokenizer with neither an end-of-text token nor a separator"):
+        type(policy)(CausalLMConfig(model=str(tmp_path)), make_context())
+
+
 def test_a_pickled_model_is_refused(tmp_path):
     policy = make_policy()
     policy.export(tmp_path)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from transformers.utils import logging as transformers_logging
 
@@ -117,11 +117,9 @@ def load_causal_lm(config: CausalLMConfig, context: Context) -> tuple[Any, Any]:
     if config.fresh is not None:
         model, tokenizer = fresh_causal_lm(config.fresh, context)
     else:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
-        options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-        model = load_pretrained(AutoModelForCausalLM, config.model, context, dtype=context.torch_dtype, **options)
-        tokenizer = load_pretrained(AutoTokenizer, config.model, context, **options)
+        model, tokenizer = load_pair(AutoModelForCausalLM, config, context)
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     kind = model.config.model_type
@@ -132,8 +130,7 @@ def load_causal_lm(config: CausalLMConfig, context: Context) -> tuple[Any, Any]:
             "a decoder-only model, such as llama, qwen3 or gpt2",
             "take another model; for a reward model encoders are fine",
         )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # only ever masked out: masks come from lengths, not from ids
+    complete_tokenizer(tokenizer, context)
     size = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > size:
         raise ConfigError(
@@ -143,6 +140,47 @@ def load_causal_lm(config: CausalLMConfig, context: Context) -> tuple[Any, Any]:
             "use the model's own tokenizer",
         )
     return model.to(context.device), tokenizer
+
+
+class Origin(Protocol):
+    """The part of a config that says where a model is loaded from."""
+
+    @property
+    def model(self) -> str | None: ...
+
+    @property
+    def revision(self) -> str | None: ...
+
+    @property
+    def trust_remote_code(self) -> bool: ...
+
+
+def load_pair(auto_class: Any, config: Origin, context: Context) -> tuple[Any, Any]:
+    """The model that `config` names, by a transformers auto class, and its tokenizer. Raises as `load_pretrained`."""
+    from transformers import AutoTokenizer
+
+    options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    model = load_pretrained(auto_class, config.model, context, dtype=context.torch_dtype, **options)
+    return model, load_pretrained(AutoTokenizer, config.model, context, **options)
+
+
+def complete_tokenizer(tokenizer: Any, context: Context) -> None:
+    """Give a tokenizer the end of text and the padding it may lack.
+
+    Raises:
+        ConfigError: it has nothing that ends a text.
+    """
+    if tokenizer.eos_token_id is None:  # encoders close a text with their separator
+        tokenizer.eos_token = tokenizer.sep_token
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            context.where,
+            "a tokenizer with neither an end-of-text token nor a separator",
+            "one of them",
+            "set eos_token in the model's tokenizer_config.json",
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # only ever masked out: masks come from lengths, not from ids
 
 
 def load_pretrained(auto_class: Any, name: str | None, context: Context, **options: Any) -> Any:

@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from rlhf_core.errors import ConfigError
 from rlhf_core.interfaces import Context
-from rlhf_core.policies.loading import context_length, fresh_model_config, fresh_tokenizer, load_pretrained
+from rlhf_core.policies.loading import (
+    complete_tokenizer,
+    context_length,
+    fresh_model_config,
+    fresh_tokenizer,
+    load_pair,
+)
 from torch import Tensor, nn
 
 from .config import PreferenceRewardConfig
@@ -40,7 +46,7 @@ class ScalarModel(nn.Module):
 
 def build(config: PreferenceRewardConfig, context: Context) -> tuple[ScalarModel, Any, int]:
     """The model, its tokenizer and the most tokens it takes."""
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.stream("init"))
@@ -60,20 +66,12 @@ def build(config: PreferenceRewardConfig, context: Context) -> tuple[ScalarModel
                                   "a policy such as causal-lm", "give `model` or `fresh` instead")  # fmt: skip
             trunk, tokenizer = policy.trunk_copy(), copy.deepcopy(policy.tokenizer)
         else:
-            options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-            trunk = load_pretrained(AutoModel, config.model, context, dtype=context.torch_dtype, **options)
-            tokenizer = load_pretrained(AutoTokenizer, config.model, context, **options)
+            trunk, tokenizer = load_pair(AutoModel, config, context)
         generator = torch.Generator().manual_seed(context.stream("head"))
         if trunk.config.is_encoder_decoder:
             raise ConfigError(context.where, f"{trunk.config.model_type!r} is an encoder-decoder",
                               "an encoder or a decoder", "choose a model such as bert or llama")  # fmt: skip
-        if tokenizer.eos_token_id is None:  # encoders close a text with their separator
-            tokenizer.eos_token = tokenizer.sep_token
-        if tokenizer.eos_token_id is None:
-            raise ConfigError(context.where, "a tokenizer with neither an end-of-text token nor a separator",
-                              "one of them", "set eos_token in the model's tokenizer_config.json")  # fmt: skip
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
+        complete_tokenizer(tokenizer, context)
         trunk.config.use_cache = False  # nothing is generated here
         model = ScalarModel(trunk, trunk.config.get_text_config().hidden_size, config.pooling, generator)
     # some models have positions that no token may take (roberta: 514 for 512 tokens); their tokenizers know

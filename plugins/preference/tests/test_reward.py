@@ -345,7 +345,7 @@ def with_scores(task: Any, better: list[float], worse: list[float]) -> Any:
 def test_rankings_give_all_ordered_pairs_and_ties_none() -> None:
     ranking = Comparison(prompt="p:", responses=("third", "first", "second", "also"), ranks=(2, 0, 1, 1), margin=3)
     votes = Comparison(prompt="q:", responses=("x", "won", "y"), ranks=(1, 0, 1), ties_judged=False)
-    task = task_of(ranking, votes, Comparison(prompt="r:", responses=("a", "a"), ranks=(0, 0)))
+    task = task_of(ranking, votes, Comparison(prompt="r:", responses=("a", "b"), ranks=(0, 0)))
     decode = task.reward.codec.decode
     assert sorted((decode(pair.better), decode(pair.worse)) for pair in task.train) == [
         ("p:also", "p:third"), ("p:first", "p:also"), ("p:first", "p:second"), ("p:first", "p:third"),

@@ -103,17 +103,6 @@ FORMATS: dict[str, tuple[dict[str, Any], tuple[Any, list[str], list[int]]]] = {
         {"prompt": "p", "responses": ["a", "b", "c", [assistant("d")]], "ranks": [2, 0, 1, 1]},
         ("p", ["a", "b", "c", "d"], [2, 0, 1, 1]),
     ),
-    "the same text twice is a tie": (
-        {"prompt": "p", "chosen": "same", "rejected": "same"}, ("p", ["same", "same"], [0, 0]),
-    ),
-    "the same dialogue twice is a tie": (
-        {"chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("a")]},
-        ([("user", "q")], ["a", "a"], [0, 0]),
-    ),
-    "the same transcript twice is a tie": (
-        {"chosen": "\n\nHuman: Hi\n\nAssistant: Yes", "rejected": "\n\nHuman: Hi\n\nAssistant: Yes"},
-        ([("user", "Hi")], ["Yes", "Yes"], [0, 0]),
-    ),
 }  # fmt: skip
 
 
@@ -124,8 +113,17 @@ def test_formats(row: dict[str, Any], expected: Any, name: str, tmp_path: Path) 
     assert plain(record) == expected
 
 
+def test_the_same_response_twice_says_nothing(tmp_path: Path) -> None:
+    text = {"prompt": "p", "chosen": "same", "rejected": "same"}
+    dialogue = {"chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("a")]}
+    (only,) = read(tmp_path, text, dialogue, FORMATS["ranking"][0])
+    assert only.responses == ("a", "b", "c", "d")
+    with pytest.raises(DataError, match=r"rows.jsonl:1: .*needs different responses, got 'a' twice"):
+        read(tmp_path, {"prompt": "p", "responses": ["a", "b", "a"], "ranks": [0, 1, 2]})
+
+
 def test_ties_say_nothing_about_which_is_better(tmp_path: Path) -> None:
-    tie, ranking = read(tmp_path, FORMATS["the same text twice is a tie"][0], FORMATS["ranking"][0])
+    tie, ranking = read(tmp_path, {"prompt": "p", "responses": ["a", "b"], "ranks": [0, 0]}, FORMATS["ranking"][0])
     assert list(tie.pairs()) == []
     assert sorted(ranking.pairs()) == [("b", "a"), ("b", "c"), ("b", "d"), ("c", "a"), ("d", "a")]
 

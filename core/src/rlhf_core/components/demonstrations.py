@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..errors import DataError
-from ..interfaces import Row, RowFeedback
+from ..interfaces import ABOUT, Row, RowFeedback
 from ..records import Demonstration
 from .config import DemonstrationsConfig
 
@@ -15,15 +15,16 @@ class Demonstrations(RowFeedback[DemonstrationsConfig]):
     """Rows of `prompt` and `completion` (or `response`), each text or messages, or `messages` alone."""
 
     def records(self, row: Row) -> Iterable[Demonstration]:
-        meta = {name: row.data[name] for name in ("annotator", "time", "source", "comment") if name in row.data}
-        used = {"prompt", "completion", "response", "messages", *meta}
+        used = {"prompt", "completion", "response", "messages", *ABOUT}
         if "messages" in row.data:
             *prompt, last = row.take("messages")
             response: Any = [last]
         else:
             prompt = row.take("prompt")
             response = row.data["response"] if "response" in row.data else row.take("completion")
-        yield Demonstration(prompt=row.prompt(prompt, used, self.config.fields), response=_text(row, response), **meta)
+        yield Demonstration(
+            prompt=row.prompt(prompt, used, self.config.fields), response=_text(row, response), **row.about()
+        )
 
 
 def _text(row: Row, response: Any) -> str:

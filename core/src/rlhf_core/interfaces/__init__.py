@@ -52,7 +52,7 @@ if TYPE_CHECKING:
         references,
     )
     from .context import Context
-    from .rows import Row, RowFeedback, read_rows
+    from .rows import ABOUT, Row, RowFeedback, read_rows
     from .specs import API_VERSION, ComponentSpec, Hooks, KindSpec, hookimpl, hookspec
     from .stage import Run, Stage
 
@@ -71,7 +71,7 @@ _NAMES = {
         "Context",
     ],
     "rows": [
-        "Row", "RowFeedback", "read_rows",
+        "ABOUT", "Row", "RowFeedback", "read_rows",
     ],
     "specs": [
         "API_VERSION", "ComponentSpec", "Hooks", "KindSpec", "hookimpl", "hookspec",
@@ -81,12 +81,13 @@ _NAMES = {
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
-    "API_VERSION", "Component", "ComponentSpec", "Config", "Context", "Environment", "EnvironmentRef", "FeedbackRef",
-    "FeedbackSource", "FunctionRef", "Hooks", "KindSpec", "LossSum", "Metric", "MetricRef", "ModelName", "Needs",
-    "OnlineReward", "OptimizerRef", "OptimizerSettings", "Outputs", "Policy", "PolicyOptimizer", "PolicyRef",
-    "PromptSource", "PromptsRef", "RefTo", "RelativePath", "RewardModel", "RewardRef", "RewardShaper", "Row",
-    "RowFeedback", "Run", "Sampling", "ShaperRef", "SourceConfig", "Stage", "StageConfig", "State", "StepStats",
-    "SupervisedConfig", "SupervisedTask", "TrainingData", "Until", "hookimpl", "hookspec", "read_rows", "references",
+    "ABOUT", "API_VERSION", "Component", "ComponentSpec", "Config", "Context", "Environment", "EnvironmentRef",
+    "FeedbackRef", "FeedbackSource", "FunctionRef", "Hooks", "KindSpec", "LossSum", "Metric", "MetricRef",
+    "ModelName", "Needs", "OnlineReward", "OptimizerRef", "OptimizerSettings", "Outputs", "Policy",
+    "PolicyOptimizer", "PolicyRef", "PromptSource", "PromptsRef", "RefTo", "RelativePath", "RewardModel",
+    "RewardRef", "RewardShaper", "Row", "RowFeedback", "Run", "Sampling", "ShaperRef", "SourceConfig", "Stage",
+    "StageConfig", "State", "StepStats", "SupervisedConfig", "SupervisedTask", "TrainingData", "Until", "hookimpl",
+    "hookspec", "read_rows", "references",
 ]  # fmt: skip
 
 

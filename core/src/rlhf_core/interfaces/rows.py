@@ -23,6 +23,9 @@ from .config import SourceConfig
 S = TypeVar("S", bound=SourceConfig)
 T = TypeVar("T")
 
+ABOUT = ("annotator", "time", "source", "comment", "weight")
+"""What a row of any kind of feedback may say about itself."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -45,6 +48,13 @@ class Row:
                 f"map it in the config: columns: {{{name}: <its name in the file>}}",
             )
         return self.data[name]
+
+    def about(self) -> dict[str, Any]:
+        """The columns that every kind of feedback may have (`ABOUT`), where they are there and not null."""
+        about = {name: self.data[name] for name in ABOUT if self.data.get(name) is not None}
+        if isinstance(about.get("annotator"), (int, float)):
+            about["annotator"] = str(about["annotator"])  # annotators are often numbered
+        return about
 
     def prompt(self, value: Any, used: Iterable[str], fields: tuple[str, ...] | None) -> Prompt:
         """A prompt from `value` (text or messages) with the columns `fields` (None: all but `used`) beside it."""

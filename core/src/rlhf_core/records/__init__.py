@@ -12,11 +12,13 @@ from .feedback import (
     Rating,
     Sentiment,
     SpanRating,
+    SpanWeight,
     parse_feedback,
 )
 from .rollout import Rollout, Sample, Scores, Span
 
 __all__ = [
     "Comparison", "Demonstration", "Edit", "Feedback", "FeedbackRecord", "Keywords", "Message", "Prompt", "Rating",
-    "Rollout", "Sample", "Scores", "Sentiment", "Span", "SpanRating", "parse_feedback",
+    "Rollout", "Sample", "Scores", "Sentiment", "Span", "SpanRating", "SpanWeight",
+    "parse_feedback",
 ]  # fmt: skip

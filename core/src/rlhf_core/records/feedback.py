@@ -10,9 +10,11 @@ import json
 from collections.abc import Iterator
 from datetime import datetime
 from functools import cached_property, lru_cache
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
+
+S = TypeVar("S", "SpanRating", "SpanWeight")
 
 
 class Record(BaseModel):
@@ -91,14 +93,21 @@ class FeedbackRecord(Record):
     time: datetime | None = Field(default=None, description="when it was given")
     source: str | None = Field(default=None, description="where it came from: a file, a page, a crowd")
     comment: str | None = Field(default=None, description="free text of the annotator")
+    weight: float = Field(default=1.0, ge=0, description="how much it counts in training, as quality control sees it")
 
     _normalise_prompt = field_validator("prompt", mode="before")(_as_prompt)
 
     @cached_property
     def id(self) -> str:
-        """The hash of the content: equal records have equal ids, everywhere and always."""
-        content = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        """The hash of the content: equal records have equal ids, everywhere and always, whatever they weigh."""
+        content = json.dumps(self.model_dump(mode="json", exclude={"weight"}), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _ordered(span: S) -> S:
+    if span.end <= span.start:
+        raise ValueError(f"a span must end after it starts, got [{span.start}, {span.end})")
+    return span
 
 
 class SpanRating(Record):
@@ -110,9 +119,7 @@ class SpanRating(Record):
 
     @model_validator(mode="after")
     def _ordered(self) -> SpanRating:
-        if self.end <= self.start:
-            raise ValueError(f"a span must end after it starts, got [{self.start}, {self.end})")
-        return self
+        return _ordered(self)
 
 
 class Rating(FeedbackRecord):
@@ -149,6 +156,9 @@ class Comparison(FeedbackRecord):
     ranks: tuple[int, ...]
     ties_judged: bool = Field(default=True, description="whether equal ranks mean 'as good as', or 'not compared'")
     margin: float | None = Field(default=None, description="how much better the best is, in units of the annotator")
+    confidence: float | None = Field(
+        default=None, ge=0, le=1, description="probability that the order is right; None: nobody said"
+    )
 
     @model_validator(mode="after")
     def _one_rank_each(self) -> Comparison:
@@ -159,6 +169,9 @@ class Comparison(FeedbackRecord):
                 f"a comparison needs one rank per response, got {len(self.ranks)} ranks "
                 f"for {len(self.responses)} responses"
             )
+        if len(set(self.responses)) < len(self.responses):
+            twice = next(r for i, r in enumerate(self.responses) if r in self.responses[:i])
+            raise ValueError(f"a comparison needs different responses, got {twice[:60]!r} twice")
         return self
 
     @property
@@ -182,12 +195,32 @@ class Edit(FeedbackRecord):
     original: str
     edited: str
 
+    @field_validator("original", "edited")
+    @classmethod
+    def _not_blank(cls, text: str) -> str:
+        if not text.strip():
+            raise ValueError("an edit needs an original and an edited text, neither of them empty")
+        return text
+
+
+class SpanWeight(Record):
+    """How much the characters [start, end) of a demonstration count; below 0, they are to be avoided."""
+
+    start: int = Field(ge=0)
+    end: int
+    weight: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SpanWeight:
+        return _ordered(self)
+
 
 class Demonstration(FeedbackRecord):
-    """A response to imitate."""
+    """A response to imitate; its text outside `spans` weighs 1."""
 
     kind: Literal["demonstration"] = "demonstration"
     response: str
+    spans: tuple[SpanWeight, ...] = ()
 
     @field_validator("response")
     @classmethod

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rlhf_core.errors import DataError
-from rlhf_core.interfaces import Row, RowFeedback
+from rlhf_core.interfaces import ABOUT, Row, RowFeedback
 from rlhf_core.records import Comparison
 
 from .config import PreferencesConfig
 
-META = ("annotator", "time", "source", "comment", "margin", "ties_judged")
+META = ("margin", "ties_judged", "confidence")
 ASSISTANT = "\n\nAssistant:"
 TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 # where a word may begin: behind white space, and anywhere in scripts that are written without it
@@ -20,22 +20,20 @@ WORD = re.compile(r"\s|[\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]")
 
 
 class Preferences(RowFeedback[PreferencesConfig]):
-    """Yields one `Comparison` per row."""
+    """Yields one `Comparison` per row; a row whose two responses are the same text gives none."""
 
     def records(self, row: Row) -> Iterable[Comparison]:
-        meta = {name: row.data[name] for name in META if row.data.get(name) is not None}
-        if type(meta.get("annotator")) is int:
-            meta["annotator"] = str(meta["annotator"])  # annotators are often numbered
+        meta = row.about() | {name: row.data[name] for name in META if row.data.get(name) is not None}
         if "responses" in row.data:
-            used = {"prompt", "responses", "ranks", *META}
+            used = {"prompt", "responses", "ranks", *META, *ABOUT}
             prompt = row.take("prompt")
             responses, ranks = [_text(row, response) for response in _several(row, "responses")], _several(row, "ranks")
         else:
-            used = {"prompt", "chosen", "rejected", *META}
+            used = {"prompt", "chosen", "rejected", *META, *ABOUT}
             prompt, chosen, rejected = _split(row)
             responses, ranks = [chosen, rejected], [0, 1]
             if chosen == rejected:
-                ranks = [0, 0]  # the same text twice cannot be better than itself
+                return  # the same text twice says nothing
         yield Comparison(prompt=row.prompt(prompt, used, self.config.fields), responses=tuple(responses),
                          ranks=tuple(ranks), **meta)  # fmt: skip
 

@@ -15,6 +15,7 @@ from rlhf_core import functional
 from rlhf_core.functional import (
     aggregate,
     bradley_terry_loss,
+    calibration_error,
     coral_loss,
     discounted_returns,
     gae,
@@ -28,6 +29,7 @@ from rlhf_core.functional import (
     ppo_value_loss,
     token_entropy,
     token_logprobs,
+    weighted_likelihood_loss,
 )
 from torch import Tensor
 
@@ -581,6 +583,34 @@ def test_bradley_terry_by_hand() -> None:
     close(bradley_terry_loss(f64([math.log(3)]), f64([0.0])), math.log(4 / 3))  # chosen wins with probability 3/4
     close(bradley_terry_loss(f64([math.log(3)]), f64([0.0]), margin=math.log(3)), math.log(2))
     close(bradley_terry_loss(f64([math.log(3)]), f64([0.0]), label_smoothing=1.0), math.log(4))
+
+
+def test_weights_and_smoothing_of_single_preferences() -> None:
+    chosen, rejected = f64([math.log(3), math.log(3)]), f64([0.0, 0.0])
+    smoothed = bradley_terry_loss(chosen, rejected, label_smoothing=f64([0.0, 1.0]))
+    close(smoothed, (math.log(4 / 3) + math.log(4)) / 2)
+    close(bradley_terry_loss(chosen, rejected, label_smoothing=f64([0.0, 1.0]), weight=f64([1.0, 0.0])), math.log(4 / 3))
+    close(bradley_terry_loss(chosen, rejected, label_smoothing=f64([0.0, 1.0]), weight=f64([3.0, 1.0])),
+          (3 * math.log(4 / 3) + math.log(4)) / 4)  # fmt: skip
+    assert float(bradley_terry_loss(chosen, rejected, weight=f64([0.0, 0.0]))) == 0
+
+
+def test_weighted_likelihood_by_hand() -> None:
+    logprobs = f64([[math.log(0.5), math.log(0.8), math.log(0.1)]])
+    mask = torch.tensor([[1, 1, 0]])
+    loss = weighted_likelihood_loss(logprobs, f64([[2.0, -1.0, 5.0]]), mask)
+    close(loss, (2 * math.log(2) - math.log(0.2)) / 2)  # 2 x -log .5, then -log(1 - .8)
+    close(weighted_likelihood_loss(logprobs, f64([[1.0, 1.0, 1.0]]), mask), -(math.log(0.5) + math.log(0.8)) / 2)
+    certain = torch.zeros(1, 2, requires_grad=True)
+    weighted_likelihood_loss(certain, torch.tensor([[-1.0, -1.0]]), torch.ones(1, 2)).backward()
+    assert certain.grad is not None and bool(certain.grad.isfinite().all())
+
+
+def test_avoiding_a_token_lowers_it_and_imitating_raises_it() -> None:
+    for weight, sign in ((1.0, -1), (-1.0, 1)):
+        logprobs = torch.tensor([[-0.7]], requires_grad=True)
+        weighted_likelihood_loss(logprobs, torch.tensor([[weight]]), torch.ones(1, 1)).backward()
+        assert logprobs.grad is not None and float(logprobs.grad) * sign > 0
     close(bradley_terry_loss(f64([1.0, 2.0]), f64([0.0, 0.0]), margin=f64([1.0, 2.0])), math.log(2))
     close(bradley_terry_loss(f64([0, 0], [0, 0]), f64([0, 0], [0, 0])), math.log(2))
     assert bradley_terry_loss(torch.zeros(0), torch.zeros(0)) == 0
@@ -698,3 +728,33 @@ def test_logprobs_allow_second_derivatives() -> None:
     logits = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
     ids = torch.tensor([[0, 1, 2], [3, 3, 0]])
     assert torch.autograd.gradgradcheck(lambda x: token_logprobs(x, ids), logits)  # for natural gradients
+
+
+# --- calibration -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("odds", "expected"), [
+    ([3, 3, 3, 1 / 3], 0),  # sure to 75 %, right in 3 of 4
+    ([9, 1 / 9, 1.5, 1.5], 0.4),  # 90 % sure, right in 1 of 2: 0.4; 60 % sure, right in 2 of 2: 0.4
+    ([9, 9, 9, 1.5], 0.175),  # 0.1 for three of them, 0.4 for one
+    ([1, 1, 1, 1], 0),  # a coin, and says so
+    ([1e30], 0),
+    ([1e-30], 1),
+])  # fmt: skip
+def test_calibration_error_by_hand(odds: list[float], expected: float) -> None:
+    """`odds` at which the better response of each pair was expected to win."""
+    assert calibration_error(torch.tensor(odds).log()) == pytest.approx(expected, abs=1e-6)
+
+
+def test_calibration_error_of_true_probabilities_is_0_and_of_overconfidence_is_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    size = 4 * torch.rand(200_000, generator=generator)
+    right = torch.rand(200_000, generator=generator) < torch.sigmoid(size)
+    differences = torch.where(right, size, -size)
+    assert calibration_error(differences) < 0.005
+    assert calibration_error(3 * differences) > 0.08
+    assert calibration_error(differences / 3) > 0.08
+
+
+def test_calibration_error_of_nothing() -> None:
+    assert calibration_error(torch.zeros(0)) == 0

@@ -35,6 +35,7 @@ from rlhf_core.functional import (
     ppo_value_loss,
     token_entropy,
     token_logprobs,
+    weighted_likelihood_loss,
 )
 from torch import Tensor
 
@@ -350,6 +351,15 @@ def entropy(i: dict[str, Any], e: dict[str, Any]) -> None:
 def likelihood(i: dict[str, Any], e: dict[str, Any]) -> None:
     logprobs = token_logprobs(t(i["logits"])[:, :-1], torch.tensor(i["input_ids"])[:, 1:])
     same(aggregate(-logprobs, torch.ones_like(logprobs), "token-mean"), e["loss"])
+
+
+@case("phf/unlikelihood_thr0.00078_alpha1")  # the score of the predicted token decides
+def unlikelihood(given: dict[str, Any], expected: dict[str, Any]) -> None:
+    logits, ids = t(given["logits"])[:, :-1], torch.tensor(given["input_ids"])[:, 1:]
+    scores = t(given["token_scores"])[:, 1:]
+    weights = torch.where(scores <= given["score_threshold"], 1.0, -given["alpha"])
+    loss = weighted_likelihood_loss(token_logprobs(logits, ids), weights, torch.ones_like(ids))
+    same(loss, expected["loss"])
 
 
 @case("bt/margin")

@@ -10,7 +10,7 @@ import torch
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.interfaces import Needs, Sampling, SupervisedConfig
 from rlhf_core.policies.config import CausalLMConfig, Lora
-from rlhf_core.records import Message, Prompt, Sample
+from rlhf_core.records import Demonstration, Message, Prompt, Sample, SpanWeight
 from rlhf_core.training import SupervisedLoop
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -302,7 +302,7 @@ def test_bf16_autocast_stays_close():
 
 def test_imitation_learns_the_demonstrations_and_keeps_prompts_apart():
     policy = make_policy()
-    examples = [(Prompt(text=f"say {i}:"), f" {i} is said.") for i in range(12)]
+    examples = [Demonstration(prompt=f"say {i}:", response=f" {i} is said.") for i in range(12)]
     task = policy.demonstrations(examples, held_out=0.3)
     assert len(task.train) + len(task.held_out) == 12 and task.held_out
     loop = SupervisedLoop(task, SupervisedConfig(epochs=20, batch_size=4, learning_rate=1e-2), make_context())
@@ -310,6 +310,41 @@ def test_imitation_learns_the_demonstrations_and_keeps_prompts_apart():
     for i in range(loop.total):
         loop.step(i)
     assert loop.evaluate()["loss"] < before / 2
+
+
+def test_spans_of_a_demonstration_weigh_its_tokens():
+    policy = make_policy()
+    text = " over the dog"
+    start = text.index("dog")
+    spans = (SpanWeight(start=start, end=start + 3, weight=-2.0), SpanWeight(start=1, end=5, weight=3.0))
+    task = policy.demonstrations([Demonstration(prompt="say:", response=text, spans=spans, weight=0.5)], held_out=0)
+    (tokens,) = task.train
+    ends = policy.token_ends(tokens.response)
+    words = [text[a:b].strip() for a, b in zip([0, *ends], ends, strict=False)]
+    expected = [3.0 if w and w in "over" else -2.0 if w and w in "dog" else 1.0 for w in words]
+    assert tokens.factors == expected and {3.0, 1.0, -2.0} == set(expected)
+    assert task.count(tokens) == 0.5 * len(tokens.response)
+
+    def probabilities():
+        rollout = policy.encode([Sample(Prompt(text="say:"), text)])
+        return rollout.logprobs[0].exp()
+
+    before = probabilities()
+    loop = SupervisedLoop(task, SupervisedConfig(epochs=10, learning_rate=1e-2, held_out=0), make_context())
+    for i in range(loop.total):
+        loop.step(i)
+    change = probabilities() - before
+    assert all(bool(d > 0) == (f > 0) for d, f in zip(change, tokens.factors, strict=False)), (change, tokens.factors)
+
+
+def test_demonstrations_of_weight_zero_are_left_out_and_weights_scale():
+    policy = make_policy()
+    records = [Demonstration(prompt=f"say {w}:", response=" the dog", weight=w) for w in (0.0, 1.0, 3.0)]
+    task = policy.demonstrations(records, held_out=0)
+    assert [t.weight for t in task.train] == [1.0, 3.0]
+    once, thrice = (float(task.loss([t]).total) for t in task.train)
+    plain = policy.demonstrations([r.model_copy(update={"weight": 1.0}) for r in records[1:]], held_out=0)
+    assert [once, thrice] == pytest.approx([float(plain.loss([t]).total) * w for t, w in zip(plain.train, (1, 3))])
 
 
 def test_encoded_text_equals_what_sampling_would_have_said():

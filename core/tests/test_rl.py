@@ -19,7 +19,7 @@ from rlhf_core.interfaces import (
     Sampling,
     SupervisedConfig,
 )
-from rlhf_core.records import Prompt, Sample, Scores, Span
+from rlhf_core.records import Demonstration, Prompt, Sample, Scores, Span
 from rlhf_core.rl import OnPolicyConfig, OnPolicyOptimizer
 from rlhf_core.rl.batching import joined
 from rlhf_core.rl.config import SingleTurnConfig
@@ -552,7 +552,8 @@ def test_supervised_loop_is_the_same_whatever_the_micro_batches():
     losses = {}
     for budget in (20, 10_000):
         policy = make_policy(context=make_context(dtype="float64"))
-        task = policy.demonstrations([(Prompt(text=f"say {i}:"), " x" * (i + 1)) for i in range(8)], held_out=0)
+        records = [Demonstration(prompt=f"say {i}:", response=" x" * (i + 1)) for i in range(8)]
+        task = policy.demonstrations(records, held_out=0)
         loop = SupervisedLoop(task, SupervisedConfig(batch_size=4, epochs=2, micro_batch_tokens=budget), make_context())
         losses[budget] = [loop.step(i)["loss"] for i in range(loop.total)]
     assert losses[20] == pytest.approx(losses[10_000], rel=1e-10)

@@ -23,7 +23,7 @@ from rlhf_core.runs import checkpoint
 from rlhf_core.training import fit_task
 from rlhf_plugin_preference import rlhf_components
 from rlhf_plugin_preference.config import PreferenceRewardConfig
-from rlhf_plugin_preference.reward import PreferenceReward, calibration_error
+from rlhf_plugin_preference.reward import PreferenceReward
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
@@ -167,7 +167,7 @@ def test_micro_batches_change_nothing() -> None:
 def test_no_forward_pass_exceeds_the_token_budget() -> None:
     reward = make_reward(micro_batch_tokens=100, epochs=1, held_out=0.5)
     tokens: list[int] = []
-    reward.model.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0].numel()))
+    reward.network.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0].numel()))
     reward.fit(comparisons(30))  # texts of some 15 tokens
     reward.score(samples(comparisons(10)))
     assert 50 < max(tokens) <= 100
@@ -180,7 +180,7 @@ def test_no_forward_pass_exceeds_the_token_budget() -> None:
                                                        ("bert", "mean")])  # fmt: skip
 def test_scores_do_not_depend_on_the_batch(architecture: str, pooling: str) -> None:
     reward = make_reward(fresh=fresh(architecture), pooling=pooling)
-    nudge(reward.model)
+    nudge(reward.network)
     texts = samples(comparisons(10))
     texts += [Sample(texts[0].prompt, ""), Sample(texts[1].prompt, " please" * 40)]
     together = reward.score(texts).values
@@ -195,7 +195,7 @@ def test_scores_do_not_depend_on_the_batch(architecture: str, pooling: str) -> N
 
 def test_no_dropout_in_scoring_even_in_training_mode() -> None:
     reward = make_reward(fresh=fresh("bert"))
-    reward.model.train()
+    reward.network.train()
     assert torch.equal(scores(reward, comparisons(5)), scores(reward, comparisons(5)))
 
 
@@ -209,7 +209,7 @@ def test_scores_are_float32_whatever_the_trunk(dtype: str) -> None:
     values = scores(reward, comparisons(5))
     assert values.dtype == torch.float32
     assert bool(values.isfinite().all())
-    assert reward.model.head.weight.dtype == (torch.float64 if dtype == "float64" else torch.float32)
+    assert reward.network.head.weight.dtype == (torch.float64 if dtype == "float64" else torch.float32)
 
 
 @pytest.mark.parametrize("origin", ["fresh llama", "fresh bert", "bert", "llama"])
@@ -246,7 +246,7 @@ def test_a_text_has_the_same_ids_in_training_and_in_scoring(tmp_path: Path) -> N
         reward.codec.tokenizer.chat_template = chat_template
         (pair,) = reward.task([record]).train
         seen: list[tuple[Tensor, Tensor]] = []
-        reward.model.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs))
+        reward.network.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs))
         reward.score([Sample(chat, "the cat"), Sample(chat, "please")])
         ((ids, mask),) = seen
         scored = [row[m].tolist() for row, m in zip(ids, mask, strict=True)]
@@ -288,7 +288,7 @@ def test_a_reward_that_starts_from_a_policy_goes_its_own_way() -> None:
     nudge(policy.module)
     reward = make_reward(make_context(policy=policy), policy="lm")
     lm = {name: p.clone() for name, p in policy.module.state_dict().items()}
-    trunk = reward.model.trunk.state_dict()
+    trunk = reward.network.trunk.state_dict()
     assert trunk
     for name, weight in trunk.items():
         assert torch.equal(weight, lm[f"lm.model.{name}"]), "the trunk as it was"
@@ -401,7 +401,7 @@ def test_margin_smoothing_and_centring_act() -> None:
 
     def gap_and_centre(records: list[Comparison], **config: Any) -> tuple[float, float]:
         reward = make_reward(**{"epochs": 4, "center_coef": 0.0, **config})
-        torch.nn.init.constant_(reward.model.head.bias, 3.0)  # Bradley-Terry alone would never notice
+        torch.nn.init.constant_(reward.network.head.bias, 3.0)  # Bradley-Terry alone would never notice
         reward.fit(records)
         return float(leads(reward, records).mean()), float(scores(reward, records).mean())
 
@@ -445,33 +445,3 @@ def test_what_is_logged_is_finite_and_in_the_readme() -> None:
     for name, value in [*steps[0].items(), *metrics.items()]:
         assert math.isfinite(value)
         assert f"`{name}`" in section or f"`fit/{name}`" in section
-
-
-# --- calibration -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("odds", "expected"), [
-    ([3, 3, 3, 1 / 3], 0),  # sure to 75 %, right in 3 of 4
-    ([9, 1 / 9, 1.5, 1.5], 0.4),  # 90 % sure, right in 1 of 2: 0.4; 60 % sure, right in 2 of 2: 0.4
-    ([9, 9, 9, 1.5], 0.175),  # 0.1 for three of them, 0.4 for one
-    ([1, 1, 1, 1], 0),  # a coin, and says so
-    ([1e30], 0),
-    ([1e-30], 1),
-])  # fmt: skip
-def test_calibration_error_by_hand(odds: list[float], expected: float) -> None:
-    """`odds` at which the better response of each pair was expected to win."""
-    assert calibration_error(torch.tensor(odds).log()) == pytest.approx(expected, abs=1e-6)
-
-
-def test_calibration_error_of_true_probabilities_is_0_and_of_overconfidence_is_not() -> None:
-    generator = torch.Generator().manual_seed(0)
-    size = 4 * torch.rand(200_000, generator=generator)
-    right = torch.rand(200_000, generator=generator) < torch.sigmoid(size)
-    differences = torch.where(right, size, -size)
-    assert calibration_error(differences) < 0.005
-    assert calibration_error(3 * differences) > 0.08
-    assert calibration_error(differences / 3) > 0.08
-
-
-def test_calibration_error_of_nothing() -> None:
-    assert calibration_error(torch.zeros(0)) == 0

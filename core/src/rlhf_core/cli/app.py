@@ -115,6 +115,8 @@ def _add_run_commands(app: typer.Typer, plugins: Plugins) -> None:
         for stage in result.summary["stages"].values():
             if "metrics" in stage:
                 display.result(stage["metrics"])
+            elif stage.get("held_out") and "reward" in stage:
+                display.fitted(stage)
         display.finish(result.directory, result.summary, result.report)
 
     @app.command()

@@ -17,7 +17,15 @@ from __future__ import annotations
 
 from .advantages import Baseline, Scale, discounted_returns, gae, group_advantages
 from .logprobs import KLKind, kl_estimate, token_entropy, token_logprobs
-from .losses import bradley_terry_loss, coral_loss, plackett_luce_loss, ppo_policy_loss, ppo_value_loss
+from .losses import (
+    bradley_terry_loss,
+    calibration_error,
+    coral_loss,
+    plackett_luce_loss,
+    ppo_policy_loss,
+    ppo_value_loss,
+    weighted_likelihood_loss,
+)
 from .masked import Aggregation, aggregate, masked_mean, masked_var, masked_whiten
 
 __all__ = [
@@ -27,6 +35,7 @@ __all__ = [
     "Scale",
     "aggregate",
     "bradley_terry_loss",
+    "calibration_error",
     "coral_loss",
     "discounted_returns",
     "gae",
@@ -40,4 +49,5 @@ __all__ = [
     "ppo_value_loss",
     "token_entropy",
     "token_logprobs",
+    "weighted_likelihood_loss",
 ]

@@ -112,7 +112,12 @@ def ppo_value_loss(
 
 
 def bradley_terry_loss(
-    chosen: Tensor, rejected: Tensor, *, margin: Tensor | float | None = None, label_smoothing: float = 0.0
+    chosen: Tensor,
+    rejected: Tensor,
+    *,
+    margin: Tensor | float | None = None,
+    label_smoothing: Tensor | float = 0.0,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Negative log-likelihood of preferences, `-log sigmoid(chosen - rejected - margin)`, mean over pairs.
 
@@ -120,25 +125,28 @@ def bradley_terry_loss(
     the cross-entropy of the same sigmoid against 1 - a.
 
     Args:
-        chosen, rejected: same shape, as a rule (B,), any dtype; no mask. margin: number, or tensor of that shape.
+        chosen, rejected: same shape, as a rule (B,), any dtype; no mask. margin, label_smoothing: number, or tensor of
+        that shape. weight: of that shape, not negative; the mean is weighted by it.
     Returns:
-        (), chosen's dtype; finite for any finite scores.
+        (), chosen's dtype; finite for any finite scores; 0 where all weights are.
     Raises:
         ValueError: shapes differ; label_smoothing outside [0, 1].
     Source:
         Bradley & Terry 1952; margin: Touvron et al. 2023 (arXiv:2307.09288), equation 2; smoothing: Wang et al. 2024
         (arXiv:2401.06080), equation 5.
     """
-    check("bradley_terry_loss", chosen.shape, rejected=rejected)
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"bradley_terry_loss: label_smoothing is {label_smoothing}, expected a number from 0 to 1")
+    given = {"margin": margin, "label_smoothing": label_smoothing, "weight": weight}
+    check("bradley_terry_loss", chosen.shape, rejected=rejected,
+          **{name: x for name, x in given.items() if isinstance(x, Tensor)})  # fmt: skip
     lead = wide(chosen) - wide(rejected)
+    wrong = torch.as_tensor(label_smoothing, dtype=lead.dtype, device=lead.device)
+    if bool(((wrong < 0) | (wrong > 1)).any()):
+        raise ValueError(f"bradley_terry_loss: label_smoothing is {label_smoothing}, expected a number from 0 to 1")
     if margin is not None:
-        if isinstance(margin, Tensor):
-            check("bradley_terry_loss", chosen.shape, margin=margin)
         lead = lead - margin
-    losses = -(1 - label_smoothing) * F.logsigmoid(lead) - label_smoothing * F.logsigmoid(-lead)
-    return like(divide(losses.sum(), losses.numel()), chosen)
+    losses = -(1 - wrong) * F.logsigmoid(lead) - wrong * F.logsigmoid(-lead)
+    shares = torch.ones_like(lead) if weight is None else wide(weight)
+    return like(divide((losses * shares).sum(), shares.sum()), chosen)
 
 
 def plackett_luce_loss(scores: Tensor, mask: Tensor) -> Tensor:
@@ -180,3 +188,49 @@ def coral_loss(logits: Tensor, levels: Tensor) -> Tensor:
     x = wide(logits)
     losses = F.binary_cross_entropy_with_logits(x, levels.to(x.dtype), reduction="none").sum(-1)  # (B,)
     return like(divide(losses.sum(), losses.numel()), logits)
+
+
+def weighted_likelihood_loss(
+    logprobs: Tensor, weights: Tensor, mask: Tensor, *, denominator: Tensor | float | None = None
+) -> Tensor:
+    """Say this, and do not say that: mean over tokens of `-w log p` where w >= 0, of `-|w| log(1 - p)` where w < 0.
+
+    1 - p is held above 1e-6, so that a token of probability 1 gives a finite loss, without gradient.
+
+    Args:
+        logprobs: (B, T), of the tokens that are there. weights: (B, T), any sign. mask: (B, T), nonzero is valid.
+        denominator: number of valid tokens, as in `aggregate` with token-mean.
+    Returns:
+        (), logprobs' dtype.
+    Raises:
+        ValueError: shapes differ.
+    Source:
+        Welleck et al. 2020 (arXiv:1908.04319), equation 4; with edits Yao et al. 2023 (arXiv:2310.05857), section 4.1.
+    """
+    check("weighted_likelihood_loss", logprobs.shape, weights=weights, mask=mask)
+    w, said = valid(weights, mask), valid(logprobs, mask)  # (B, T)
+    left = (-torch.expm1(said)).clamp(min=1e-6)  # 1 - p; padding has log p = 0
+    losses = torch.where(w < 0, w * left.log(), -w * said)
+    return like(aggregate(losses, mask, "token-mean", denominator), logprobs)
+
+
+def calibration_error(differences: Tensor, bins: int = 10) -> float:
+    """Expected calibration error of pairwise predictions.
+
+    The model's confidence in its own choice is sigmoid(|d|), between 1/2 and 1; it is right where d > 0. The error is
+    the mean distance of confidence and accuracy over `bins` equal bins of confidence, weighted by their counts.
+
+    Args:
+        differences: (N,) score of the better minus the worse response.
+    Source:
+        Guo et al. 2017 (arXiv:1706.04599), equation 3.
+    """
+    confidence = torch.sigmoid(differences.abs())
+    right = (differences > 0).float() + 0.5 * (differences == 0).float()
+    place = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)
+    error = 0.0
+    for b in range(bins):
+        inside = place == b
+        if bool(inside.any()):
+            error += float((confidence[inside].mean() - right[inside].mean()).abs()) * int(inside.sum())
+    return error / max(len(differences), 1)

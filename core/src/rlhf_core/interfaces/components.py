@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar, get_args
 
-from ..records import Feedback, Prompt, Rollout, Sample, Scores
+from ..records import Demonstration, Feedback, Prompt, Rollout, Sample, Scores
 from .config import Config, Needs, Sampling
 
 if TYPE_CHECKING:
@@ -253,8 +253,8 @@ class Policy(Component[C]):
         """For each token, how many characters of the decoded response are complete once it is there."""
 
     @abstractmethod
-    def demonstrations(self, examples: Sequence[tuple[Prompt, str]], *, held_out: float) -> SupervisedTask:
-        """The task of imitating (prompt, response) examples: the language-model loss on response tokens."""
+    def demonstrations(self, records: Iterable[Demonstration], *, held_out: float) -> SupervisedTask:
+        """The task of imitating demonstrations: the language-model loss on response tokens, weighted as they say."""
 
     @abstractmethod
     def export(self, directory: Path) -> None:

@@ -6,7 +6,7 @@ reference speaks. Under LoRA that is a copy of the adapters; with fresh adapters
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +19,10 @@ from ..errors import ConfigError, DataError
 from ..functional import token_entropy, token_logprobs
 from ..interfaces import Context, Needs, Outputs, Policy, Sampling, State, SupervisedTask
 from ..randomness import derive_seed
-from ..records import Prompt, Rollout, Sample
+from ..records import Demonstration, Prompt, Rollout, Sample
 from .config import CausalLMConfig, Lora
 from .decoding import cut_at_stop, sample
-from .imitation import Imitation, Tokens
+from .imitation import Imitation, Tokens, encode_demonstration
 from .loading import context_length, load_causal_lm
 from .network import PolicyNetwork
 from .text import Codec, pad_left, pad_right
@@ -231,16 +231,16 @@ class CausalLM(Policy[CausalLMConfig]):
         """A trainable copy of the trunk as it is now, for models that start from the policy, such as a reward's."""
         return self.network.trunk_copy()
 
-    def demonstrations(self, examples: Sequence[tuple[Prompt, str]], *, held_out: float) -> SupervisedTask:
+    def demonstrations(self, records: Iterable[Demonstration], *, held_out: float) -> SupervisedTask:
         train: list[Tokens] = []
         kept_out: list[Tokens] = []
-        for prompt, response in examples:
-            ids = self.codec.encode_response(prompt, response)
-            limit = self.codec.context
-            if limit is not None and self.config.max_prompt_tokens is not None:
-                ids = ids[: max(limit - self.config.max_prompt_tokens, 1)]
-            tokens = Tokens(self.codec.encode_prompt(prompt, len(ids)), ids)
-            (kept_out if prompt.in_share(held_out) else train).append(tokens)
+        longest = None
+        if self.codec.context is not None and self.config.max_prompt_tokens is not None:
+            longest = max(self.codec.context - self.config.max_prompt_tokens, 1)
+        for record in records:
+            if record.weight > 0:
+                tokens = encode_demonstration(record, self.codec, longest)
+                (kept_out if record.prompt.in_share(held_out) else train).append(tokens)
         if not train:
             raise DataError(
                 self.context.where,

@@ -1,4 +1,4 @@
-"""The supervised task of imitating responses: the language-model loss on response tokens."""
+"""The supervised task of imitating responses: the language-model loss on response tokens, weighted token by token."""
 
 from __future__ import annotations
 
@@ -9,22 +9,55 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..functional import token_logprobs
+from ..functional import token_logprobs, weighted_likelihood_loss
 from ..interfaces import Context, LossSum, StepStats, SupervisedTask
+from ..records import Demonstration
 from .network import PolicyNetwork
 from .text import Codec, pad_left, pad_right
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """One example as ids: the prompt, and the response with its end of text."""
+    """One example as ids: the prompt, and the response with its end of text.
+
+    weight: of the whole example. factors: one number per response token, below 0 for tokens to be avoided; None: all 1.
+    """
 
     prompt: list[int]
     response: list[int]
+    weight: float = 1.0
+    factors: list[float] | None = None
+
+
+def encode_demonstration(record: Demonstration, codec: Codec, longest: int | None) -> Tokens:
+    """Ids of a demonstration, its response cut after `longest` tokens, with the weights of its spans.
+
+    A token belongs to the span that holds its last character; the end of text belongs to none.
+    """
+    ids = codec.encode_response(record.prompt, record.response)[:longest]
+    factors = None
+    if record.spans:
+        # tokenizers differ in what they make of the space that a response begins with
+        shift = _leading_space(codec.decode(ids)) - _leading_space(record.response)
+        factors = [1.0] * len(ids)
+        before = 0
+        for t, end in enumerate(codec.token_ends(ids)):
+            if end > before:
+                last = end - 1 - shift
+                factors[t] = next((s.weight for s in record.spans if s.start <= last < s.end), 1.0)
+            before = end
+    return Tokens(codec.encode_prompt(record.prompt, len(ids)), ids, record.weight, factors)
+
+
+def _leading_space(text: str) -> int:
+    return len(text) - len(text.lstrip())
 
 
 class Imitation(SupervisedTask):
-    """Cross-entropy of response tokens given the prompt, averaged over tokens."""
+    """Cross-entropy of response tokens given the prompt, averaged over tokens, each as much as its example weighs.
+
+    Tokens with a factor below 0 are avoided instead (`weighted_likelihood_loss`).
+    """
 
     def __init__(
         self,
@@ -42,19 +75,26 @@ class Imitation(SupervisedTask):
         return len(example.prompt), len(example.response)
 
     def count(self, example: Tokens) -> float:
-        return len(example.response)
+        return len(example.response) * example.weight
 
     def loss(self, examples: Sequence[Tokens]) -> LossSum:
         logprobs, mask = self._logprobs(examples)
-        return LossSum(-logprobs.sum(), float(mask.sum()), {})
+        weights = torch.zeros_like(logprobs)
+        for row, example in enumerate(examples):
+            size = len(example.response)
+            weights[row, :size] = example.weight * weights.new_tensor(example.factors or [1.0] * size)
+        total = weighted_likelihood_loss(logprobs, weights, mask, denominator=1.0)
+        return LossSum(total, sum(self.count(example) for example in examples), {})
 
     @torch.no_grad()
     def evaluate(self, examples: Sequence[Tokens]) -> StepStats:
-        """``loss`` in nats per token and ``perplexity``."""
+        """``loss`` in nats per token and ``perplexity``, of what is to be imitated."""
         total, tokens = 0.0, 0
         for start in range(0, len(examples), 64):
             logprobs, mask = self._logprobs(examples[start : start + 64])
-            total -= float(logprobs.sum())
+            for row, example in enumerate(examples[start : start + 64]):
+                mask[row, [t for t, factor in enumerate(example.factors or []) if factor <= 0]] = False
+            total -= float(logprobs[mask].sum())
             tokens += int(mask.sum())
         loss = total / max(tokens, 1)
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}

@@ -96,6 +96,11 @@ class Display:
             table.add_row(escape(name), *cells)
         self.console.print(table)
 
+    def fitted(self, stage: Mapping[str, Any]) -> None:
+        """One line on what a reward got right on held-out feedback, beside its baseline."""
+        parts = [_held_out(stage)] + ([_held_out(stage["baseline"])] if "baseline" in stage else [])
+        self.console.print(f"held-out feedback: {escape('; baseline '.join(parts))}")
+
     def finish(self, directory: Any, summary: Mapping[str, Any], report: Any) -> None:
         """Two samples, how long it took, and where everything is."""
         from .directory import SAMPLES, Log
@@ -116,6 +121,11 @@ class Display:
             for key in ("before", "after"):
                 if key in sample:
                     self.console.print(f"  [dim]{key:>6}[/dim] {escape(sample[key]['response'].strip()[:300])}")
+
+
+def _held_out(result: Mapping[str, Any]) -> str:
+    measures = "  ".join(f"{name} {value:.3g}" for name, value in result["held_out"].items())
+    return f"{result['reward']} {measures}"
 
 
 def interval(entry: Mapping[str, float | None]) -> str:

@@ -121,22 +121,29 @@ class Curves:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What sft or fit-reward measured on examples kept out of training: name, value, how to read it."""
+    """What sft or fit-reward measured on examples kept out of training: name, value, baseline's, how to read it."""
 
     stage: str
     about: str
-    rows: Sequence[tuple[str, str, str]]
+    baseline: str
+    rows: Sequence[tuple[str, str, str, str]]
 
     @classmethod
     def of(cls, stage: str, result: Mapping[str, Any]) -> HeldOut:
-        values = {name: real(value) for name, value in mapping(result["held_out"]).items()}
         about = [f"reward {result['reward']}"] if "reward" in result else []
         about += [f"{number(result['examples'])} training examples"] if "examples" in result else []
-        shown = {
-            name: fixed(value, 3) if value % 1 and 0.01 <= abs(value) < 1000 else number(value)
-            for name, value in values.items()
-        }
-        return cls(stage, ", ".join(about), [(name, text, READINGS.get(name, "")) for name, text in shown.items()])
+        baseline = mapping(result.get("baseline"))
+        values, beside = _measures(result), _measures(baseline)
+        rows = [(name, text, beside.get(name, ""), READINGS.get(name, "")) for name, text in values.items()]
+        return cls(stage, ", ".join(about), str(baseline.get("reward", "")), rows)
+
+
+def _measures(result: Mapping[str, Any]) -> dict[str, str]:
+    values = {name: real(value) for name, value in mapping(result.get("held_out")).items()}
+    return {
+        name: fixed(value, 3) if value % 1 and 0.01 <= abs(value) < 1000 else number(value)
+        for name, value in values.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,15 @@ class FitRewardConfig(StageConfig):
 
     reward: RewardRef = Field(description="the reward to fit")
     feedback: list[FeedbackRef] = Field(min_length=1, description="feedback sources it learns from")
+    baseline: RewardRef | None = Field(
+        default=None, description="a simple reward fitted on the same records, to report this one against: linear"
+    )
+
+    @model_validator(mode="after")
+    def _another(self) -> FitRewardConfig:
+        if self.baseline == self.reward:
+            raise ValueError(f"{self.reward!r} cannot be its own baseline; name another reward, such as linear")
+        return self
 
 
 class EvaluationConfig(Config):

@@ -13,7 +13,10 @@ from .config import FitRewardConfig
 
 
 class FitReward(Stage[FitRewardConfig]):
-    """Fits the reward and keeps it in the run directory, where `load:` of a later registry finds it."""
+    """Fits the reward and keeps it in the run directory, where `load:` of a later registry finds it.
+
+    A baseline is fitted on the same records, with the same prompts held out, and reported beside it.
+    """
 
     def setup(self, run: Run) -> None:
         self.run = run
@@ -55,7 +58,11 @@ class FitReward(Stage[FitRewardConfig]):
 
     def finish(self) -> dict[str, Any]:
         self.run.keep(self.reward)
-        return {"reward": self.config.reward, "held_out": self.evaluate()}
+        result: dict[str, Any] = {"reward": self.config.reward, "held_out": self.evaluate()}
+        if self.config.baseline is not None:
+            baseline: RewardModel[Any] = self.run.component("reward", self.config.baseline)
+            result["baseline"] = {"reward": self.config.baseline, "held_out": baseline.fit(self._records())}
+        return result
 
     def components(self) -> dict[str, Component[Any]]:
         return {f"reward.{self.config.reward}": self.reward}

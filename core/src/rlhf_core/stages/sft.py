@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..interfaces import Run, Stage, State, StepStats
-from ..records import Comparison, Demonstration, Edit, Prompt
+from ..records import Comparison, Demonstration, Edit
 from ..training import SupervisedLoop
 from .config import SFTConfig
 
@@ -17,26 +17,25 @@ class SFT(Stage[SFTConfig]):
     """The language-model loss on response tokens."""
 
     def setup(self, run: Run) -> None:
-        examples = list(islice(self._examples(run), self.config.max_examples))
-        if not examples:
+        records = list(islice(self._records(run), self.config.max_examples))
+        if not records:
             raise DataError(
                 self.context.where,
                 f"no demonstrations in {', '.join(self.config.feedback)}",
                 "demonstrations, comparisons or edits",
                 "name a feedback source that has them",
             )
-        task = run.policy.demonstrations(examples, held_out=self.config.held_out)
+        task = run.policy.demonstrations(records, held_out=self.config.held_out)
         self.loop = SupervisedLoop(task, self.config, self.context)
 
-    def _examples(self, run: Run) -> Iterator[tuple[Prompt, str]]:
+    def _records(self, run: Run) -> Iterator[Demonstration]:
         for id in self.config.feedback:
             for record in run.component("feedback", id):
                 if isinstance(record, Demonstration):
-                    yield record.prompt, record.response
-                elif isinstance(record, Comparison):
-                    yield record.prompt, record.best
-                elif isinstance(record, Edit):
-                    yield record.prompt, record.edited
+                    yield record
+                elif isinstance(record, (Comparison, Edit)):
+                    response = record.best if isinstance(record, Comparison) else record.edited
+                    yield Demonstration(prompt=record.prompt, response=response, weight=record.weight)
 
     @property
     def total(self) -> int:

@@ -17,6 +17,7 @@ from rlhf_core.functional import (
     bradley_terry_loss,
     calibration_error,
     coral_loss,
+    davidson_loss,
     discounted_returns,
     gae,
     group_advantages,
@@ -758,3 +759,69 @@ def test_calibration_error_of_true_probabilities_is_0_and_of_overconfidence_is_n
 
 def test_calibration_error_of_nothing() -> None:
     assert calibration_error(torch.zeros(0)) == 0
+
+
+# --- ties and partial rankings ---------------------------------------------------------------------------------------
+
+
+def test_davidson_by_hand() -> None:
+    """Scores log 3 and 0, nu = 2: win 3, lose 1, tie 2 sqrt 3, out of 4 + 2 sqrt 3."""
+    high, low, total = f64([math.log(3)]), f64([0.0]), 4 + 2 * math.sqrt(3)
+    no, yes, nu = torch.tensor([False]), torch.tensor([True]), f64(math.log(2))
+    close(davidson_loss(high, low, no, nu), -math.log(3 / total))
+    close(davidson_loss(low, high, no, nu), -math.log(1 / total))
+    close(davidson_loss(high, low, yes, nu), -math.log(2 * math.sqrt(3) / total))
+    close(davidson_loss(low, high, yes, nu), -math.log(2 * math.sqrt(3) / total))
+    close(davidson_loss(high, low, no, nu, label_smoothing=0.25), -0.75 * math.log(3 / total) - 0.25 * math.log(1 / total))
+    close(davidson_loss(f64([math.log(9)]), low, no, nu, margin=f64([math.log(3)])), -math.log(3 / total))
+    close(davidson_loss(high, low, yes, nu, margin=5.0), -math.log(2 * math.sqrt(3) / total))
+
+
+def test_davidson_without_ties_is_bradley_terry_and_far_apart_is_finite() -> None:
+    chosen, rejected = f64([0.3, -2.0, 5.0]), f64([0.1, 1.0, -4.0])
+    no = torch.zeros(3, dtype=torch.bool)
+    options: dict[str, Any] = {"margin": f64([0.0, 0.5, 1.0]), "label_smoothing": f64([0.1, 0.0, 0.3]), "weight": f64([1.0, 2.0, 0.5])}
+    close(davidson_loss(chosen, rejected, no, f64(-80.0), **options), float(bradley_terry_loss(chosen, rejected, **options)))
+    far = davidson_loss(torch.tensor([-3000.0]), torch.tensor([3000.0]), torch.tensor([True]), torch.tensor(0.0))
+    assert float(far) == 3000
+
+
+def test_davidson_recovers_how_often_people_cannot_tell() -> None:
+    """Of equals half are tied: nu / (2 + nu) = 1/2, so nu = 2."""
+    log_tie = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    scores, tied = torch.zeros(10, dtype=torch.float64), torch.arange(10) < 5
+    search = torch.optim.LBFGS([log_tie], max_iter=50)
+
+    def closure() -> Tensor:
+        search.zero_grad()
+        loss = davidson_loss(scores, scores, tied, log_tie)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    search.step(closure)  # type: ignore[no-untyped-call]
+    assert float(log_tie.detach()) == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_rankings_given_by_ranks_in_any_order() -> None:
+    scores, mask = f64([[2.0, 0.5, -1.0]]), torch.ones(1, 3)
+    shuffled = plackett_luce_loss(scores[:, [2, 0, 1]], mask, ranks=torch.tensor([[2, 0, 1]]))
+    close(shuffled, float(plackett_luce_loss(scores, mask)))
+
+
+def test_the_best_of_k_has_one_term_and_judged_ties_pull_together() -> None:
+    """Scores log 6, log 2, log 1: the first of three is chosen with probability 6/9."""
+    scores, mask = f64([[6.0, 2.0, 1.0]]).log(), torch.ones(1, 3)
+    ranks, no = torch.tensor([[0, 1, 1]]), torch.tensor([False])
+    close(plackett_luce_loss(scores, mask, ranks=ranks, ties_judged=no), -math.log(6 / 9))
+    close(plackett_luce_loss(scores, mask, ranks=ranks), -math.log(6 / 9) - math.log(2 / 3) - math.log(1 / 3))
+    tied = torch.zeros(1, 2, dtype=torch.float64)
+    tied[0, 0] = 1.0
+    tied.requires_grad_()
+    plackett_luce_loss(tied, torch.ones(1, 2), ranks=torch.zeros(1, 2, dtype=torch.long)).backward()  # type: ignore[no-untyped-call]
+    assert tied.grad is not None and tied.grad[0, 0] > 0 > tied.grad[0, 1]
+
+
+def test_weights_of_rankings() -> None:
+    scores, mask = f64([[1.0, 0.0], [0.0, 1.0], [3.0, 0.0]]), torch.tensor([[1, 1], [1, 1], [0, 0]])
+    weighted = plackett_luce_loss(scores, mask, weight=f64([3.0, 1.0, 9.0]))
+    close(weighted, (3 * math.log1p(math.exp(-1)) + math.log1p(math.exp(1))) / 4)

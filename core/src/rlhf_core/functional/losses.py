@@ -149,26 +149,84 @@ def bradley_terry_loss(
     return like(divide((losses * shares).sum(), shares.sum()), chosen)
 
 
-def plackett_luce_loss(scores: Tensor, mask: Tensor) -> Tensor:
-    """Negative log-likelihood of rankings, mean over rankings: each item is chosen before all that are ranked below it.
+def davidson_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    tied: Tensor,
+    log_tie: Tensor,
+    *,
+    margin: Tensor | float = 0.0,
+    label_smoothing: Tensor | float = 0.0,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Negative log-likelihood of preferences with ties, mean over pairs.
 
-    Rankings of two items give the Bradley-Terry loss.
+    With p = exp(score) and nu = exp(log_tie): P(a over b) = p_a / (p_a + p_b + nu sqrt(p_a p_b)), and a tie takes the
+    share nu sqrt(p_a p_b). Without ties, nu to 0, this is Bradley-Terry. Margin and smoothing act on untied pairs, as
+    there.
 
     Args:
-        scores: (B, K), any dtype, best item first. mask: (B, K), nonzero is an item, so rankings may differ in length.
+        chosen, rejected: (B,), any dtype; of a tie in either order. tied: (B,) bool. log_tie: (), learnt as scores are.
+        margin, label_smoothing: number or (B,). weight: (B,), not negative; the mean is weighted by it.
+    Returns:
+        (), chosen's dtype; finite for any finite scores; 0 where all weights are.
+    Raises:
+        ValueError: shapes differ.
+    Source:
+        Davidson 1970 (Journal of the American Statistical Association 65), equations 2.4 and 2.5.
+    """
+    given = {"margin": margin, "label_smoothing": label_smoothing, "weight": weight}
+    check("davidson_loss", chosen.shape, rejected=rejected, tied=tied,
+          **{name: x for name, x in given.items() if isinstance(x, Tensor)})  # fmt: skip
+    lead = wide(chosen) - wide(rejected) - torch.where(tied, 0.0, margin)
+    even = log_tie - lead / 2
+    total = torch.stack([torch.zeros_like(lead), -lead, even]).logsumexp(0)  # all over p_chosen
+    untied = (1 - label_smoothing) * total + label_smoothing * (total + lead)
+    losses = torch.where(tied, total - even, untied)
+    shares = torch.ones_like(lead) if weight is None else wide(weight)
+    return like(divide((losses * shares).sum(), shares.sum()), chosen)
+
+
+def plackett_luce_loss(
+    scores: Tensor,
+    mask: Tensor,
+    *,
+    ranks: Tensor | None = None,
+    ties_judged: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Negative log-likelihood of rankings, mean over rankings: each item is chosen before all that are ranked below it.
+
+    Rankings of two items give the Bradley-Terry loss. Items that share a rank are each chosen from all that are not
+    ranked above, the others of their rank among them (Breslow's approximation); or, where ties were not judged, from
+    themselves and what is ranked below. So a vote for the best of K has one term, and what lost is not ordered.
+
+    Args:
+        scores: (B, K), any dtype. mask: (B, K), nonzero is an item, so rankings may differ in length.
+        ranks: (B, K) integers, 0 is best; by default the items stand in their order, best first.
+        ties_judged: (B,) bool, by default all. weight: (B,), not negative; the mean is weighted by it.
     Returns:
         (), scores' dtype. Rows without an item are not counted.
     Raises:
         ValueError: shapes differ.
     Source:
-        Plackett 1975; Luce 1959; as a loss, ListMLE (Xia et al. 2008).
+        Plackett 1975; Luce 1959; as a loss, ListMLE (Xia et al. 2008); ties: Breslow 1974 (Biometrics 30).
     """
-    check("plackett_luce_loss", scores.shape, mask=mask)
+    check("plackett_luce_loss", scores.shape, mask=mask, **({} if ranks is None else {"ranks": ranks}))
+    rows = {name: x for name, x in (("ties_judged", ties_judged), ("weight", weight)) if x is not None}
+    check("plackett_luce_loss", scores.shape[:1], **rows)
     items, size = valid(scores, mask), scores.shape[-1]  # (B, K)
-    not_above = torch.ones(size, size, dtype=torch.bool, device=scores.device).triu()  # (K, K)
-    competes = not_above & mask.bool().unsqueeze(-2)  # (B, K, K) item j is still to be had at place i
+    order = torch.arange(size, device=scores.device).expand_as(scores) if ranks is None else ranks
+    below = order.unsqueeze(-2) > order.unsqueeze(-1)  # (B, K, K) item j is ranked below item i
+    equal = order.unsqueeze(-2) == order.unsqueeze(-1)
+    if ties_judged is not None:
+        equal = equal & (ties_judged[:, None, None] | torch.eye(size, dtype=torch.bool, device=scores.device))
+    competes = (below | equal) & mask.bool().unsqueeze(-2)  # item j is still to be had when i is chosen
+    competes = competes | torch.eye(size, dtype=torch.bool, device=scores.device)  # keeps padding finite
     field = torch.where(competes, items.unsqueeze(-2), -torch.inf).logsumexp(-1)  # (B, K)
-    return like(aggregate(field - items, mask, "seq-mean-token-sum"), scores)
+    terms = valid(field - items, mask).sum(-1)  # (B,)
+    shares = mask.bool().any(-1).to(terms.dtype) * (1.0 if weight is None else wide(weight))
+    return like(divide((terms * shares).sum(), shares.sum()), scores)
 
 
 def coral_loss(logits: Tensor, levels: Tensor) -> Tensor:

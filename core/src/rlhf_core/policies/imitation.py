@@ -13,7 +13,7 @@ from ..functional import token_logprobs, weighted_likelihood_loss
 from ..interfaces import Context, LossSum, StepStats, SupervisedTask
 from ..records import Demonstration
 from .network import PolicyNetwork
-from .text import Codec, pad_left, pad_right
+from .text import Codec, at_last_character, pad_left, pad_right
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,10 @@ def encode_demonstration(record: Demonstration, codec: Codec, longest: int | Non
     ids = codec.encode_response(record.prompt, record.response)[:longest]
     factors = None
     if record.spans:
-        # tokenizers differ in what they make of the space that a response begins with
-        shift = _leading_space(codec.decode(ids)) - _leading_space(record.response)
-        factors = [1.0] * len(ids)
-        before = 0
-        for t, end in enumerate(codec.token_ends(ids)):
-            if end > before:
-                last = end - 1 - shift
-                factors[t] = next((s.weight for s in record.spans if s.start <= last < s.end), 1.0)
-            before = end
+        spans = [(span.start, span.end, span.weight) for span in record.spans]
+        found = at_last_character(codec.token_ranges(record.response, ids), spans)
+        factors = [1.0 if weight is None else weight for weight in found]
     return Tokens(codec.encode_prompt(record.prompt, len(ids)), ids, record.weight, factors)
-
-
-def _leading_space(text: str) -> int:
-    return len(text) - len(text.lstrip())
 
 
 class Imitation(SupervisedTask):

@@ -88,6 +88,29 @@ class Codec:
         return ends
 
 
+    def token_ranges(self, response: str, ids: Sequence[int]) -> list[tuple[int, int]]:
+        """For each token of a response that `encode_response` encoded, the characters [start, end) of it in `response`.
+
+        A token without characters of its own (part of one, end of text) has an empty range. Ranges may begin below 0:
+        tokenizers differ in what they make of the space that a response begins with.
+        """
+        shift = _leading_space(self.decode(ids)) - _leading_space(response)
+        ends = [end - shift for end in self.token_ends(ids)]
+        return list(zip([-shift, *ends], ends, strict=False))
+
+
+def at_last_character(ranges: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int, float]]) -> list[float | None]:
+    """For each range the value of the first of `spans` (start, end, value) that holds its last character, or None."""
+    return [
+        next((value for a, b, value in spans if a <= end - 1 < b), None) if end > start else None
+        for start, end in ranges
+    ]
+
+
+def _leading_space(text: str) -> int:
+    return len(text) - len(text.lstrip())
+
+
 def pad_left(rows: Sequence[Sequence[int]], value: int, device: Any) -> tuple[Tensor, Tensor]:
     """(ids (B, P), mask (B, P)) with the rows at the right edge; the mask comes from lengths, never from ids."""
     return _pad(rows, value, device, left=True)

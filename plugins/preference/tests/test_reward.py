@@ -82,7 +82,7 @@ def test_entry_point_and_config_import_no_torch() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
 
 
-@pytest.mark.parametrize("spec", rlhf_components(), ids=lambda spec: spec.kind)
+@pytest.mark.parametrize("spec", rlhf_components(), ids=lambda spec: f"{spec.kind} {spec.name}")
 def test_specs_resolve_and_the_readme_lists_every_option_with_its_default(spec: Any) -> None:
     factory, config = (getattr(import_module(m), c) for m, c in (p.split(":") for p in (spec.factory, spec.config)))
     assert factory.Config is config
@@ -92,7 +92,7 @@ def test_specs_resolve_and_the_readme_lists_every_option_with_its_default(spec: 
     for name, field in config.model_fields.items():
         assert field.description
         default = field.get_default(call_default_factory=True)
-        expected = "none" if default is None or default == {} else json.dumps(default)
+        expected = "none" if default is None or default == {} else "required" if field.is_required() else json.dumps(default)
         same = rows[name] == expected or (type(default) is float and float(rows[name]) == default)
         assert same, f"{name}: {rows[name]} instead of {expected}"
 

@@ -14,6 +14,13 @@ def rlhf_components() -> list[ComponentSpec]:
             summary="comparisons from JSONL or the hub: TRL's preference formats, HH-RLHF transcripts, rankings",
         ),
         ComponentSpec(
+            kind="feedback",
+            name="strength",
+            factory="rlhf_plugin_preference.strength:Strength",
+            config="rlhf_plugin_preference.config:StrengthConfig",
+            summary="comparisons cleaned by an ensemble: the weakest flipped, smoothed or dropped; adaptive margins",
+        ),
+        ComponentSpec(
             kind="reward",
             name="preference",
             factory="rlhf_plugin_preference.reward:PreferenceReward",

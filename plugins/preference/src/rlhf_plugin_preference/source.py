@@ -1,16 +1,18 @@
-"""Comparisons from rows: TRL's preference formats, HH-RLHF transcripts, and rankings."""
+"""Comparisons from rows: TRL's preference formats, HH-RLHF transcripts, rankings, thumbs, and what importers read."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_core.errors import DataError
 from rlhf_core.interfaces import ABOUT, Row, RowFeedback
-from rlhf_core.records import Comparison
+from rlhf_core.records import Comparison, Feedback, Prompt
 
 from .config import PreferencesConfig
+from .importers import MEND, importer
 
 META = ("margin", "ties_judged", "confidence")
 ASSISTANT = "\n\nAssistant:"
@@ -20,14 +22,33 @@ WORD = re.compile(r"\s|[\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]")
 
 
 class Preferences(RowFeedback[PreferencesConfig]):
-    """Yields one `Comparison` per row; a row whose two responses are the same text gives none."""
+    """Yields one `Comparison` per row; a row whose two responses are the same text gives none.
+
+    Rows with thumbs (`completion`, `label`) are gathered while they answer the same prompt.
+    """
+
+    def __iter__(self) -> Iterator[Feedback]:
+        self._thumbs = Thumbs()
+        return super().__iter__()
+
+    def rest(self) -> Iterable[Comparison]:
+        return self._thumbs.taken()
 
     def records(self, row: Row) -> Iterable[Comparison]:
+        if (read := importer(row)) is not None:
+            yield from read(row)
+            return
+        if "label" in row.data and "chosen" not in row.data:
+            used = {"prompt", "completion", "response", "label", *ABOUT}
+            response = row.data["response"] if "response" in row.data else row.take("completion")
+            prompt = row.prompt(row.take("prompt"), used, self.config.fields)
+            yield from self._thumbs.add(row, prompt, _text(row, response))
+            return
         meta = row.about() | {name: row.data[name] for name in META if row.data.get(name) is not None}
         if "responses" in row.data:
             used = {"prompt", "responses", "ranks", *META, *ABOUT}
             prompt = row.take("prompt")
-            responses, ranks = [_text(row, response) for response in _several(row, "responses")], _several(row, "ranks")
+            responses, ranks = [_text(row, response) for response in row.take_list("responses")], row.take_list("ranks")
         else:
             used = {"prompt", "chosen", "rejected", *META, *ABOUT}
             prompt, chosen, rejected = _split(row)
@@ -36,6 +57,36 @@ class Preferences(RowFeedback[PreferencesConfig]):
                 return  # the same text twice says nothing
         yield Comparison(prompt=row.prompt(prompt, used, self.config.fields), responses=tuple(responses),
                          ranks=tuple(ranks), **meta)  # fmt: skip
+
+
+@dataclass
+class Thumbs:
+    """Thumbs for the responses to one prompt: every one that was liked is better than every one that was not."""
+
+    prompt: Prompt | None = None
+    ranks: dict[str, int] = field(default_factory=dict)  # response -> 0 liked, 1 not
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, row: Row, prompt: Prompt, response: str) -> Iterator[Comparison]:
+        """Take a row in; gives the comparison of the rows before it if it answers another prompt."""
+        if row.data["label"] not in (True, False, 0, 1, "0", "1", "true", "false", "True", "False"):
+            raise DataError(row.where, f"label is {row.data['label']!r}", "true or false", MEND)
+        if self.prompt is not None and prompt.text != self.prompt.text:
+            yield from self.taken()
+        liked = str(row.data["label"]).lower() in ("true", "1")
+        # whoever says both of one response has said nothing
+        self.ranks[response] = int(not liked) if self.ranks.get(response, int(not liked)) == int(not liked) else -1
+        self.prompt, self.about = prompt, row.about()
+
+    def taken(self) -> Iterator[Comparison]:
+        """The comparison of what was gathered, if both kinds of thumbs are among it; begins anew."""
+        ranks = {response: rank for response, rank in self.ranks.items() if rank >= 0}
+        prompt, about = self.prompt, self.about
+        self.prompt, self.ranks, self.about = None, {}, {}
+        if prompt is not None and len(set(ranks.values())) == 2:
+            yield Comparison(
+                prompt=prompt, responses=tuple(ranks), ranks=tuple(ranks.values()), ties_judged=False, **about
+            )
 
 
 def _split(row: Row) -> tuple[Any, str, str]:
@@ -51,7 +102,7 @@ def _split(row: Row) -> tuple[Any, str, str]:
             raise _no_prompt(row)
         return chosen[:cut], _text(row, chosen[cut:]), _text(row, rejected[cut:])
     raise DataError(row.where, f"chosen is {_kind(chosen)} and rejected is {_kind(rejected)}",
-                    "both text, or both lists of messages", "mend the row, or set on_bad_record: skip")  # fmt: skip
+                    "both text, or both lists of messages", MEND)  # fmt: skip
 
 
 def _split_texts(row: Row, chosen: str, rejected: str) -> tuple[str, str, str]:
@@ -70,7 +121,7 @@ def _split_transcripts(row: Row, chosen: str, rejected: str) -> tuple[list[dict[
     cut = chosen[: _alike(chosen, rejected)].rfind(ASSISTANT)
     if cut < 0:
         raise DataError(row.where, "the transcripts share no beginning that ends with 'Assistant:'",
-                        "two continuations of one dialogue", "mend the row, or set on_bad_record: skip")  # fmt: skip
+                        "two continuations of one dialogue", MEND)  # fmt: skip
     start = cut + len(ASSISTANT)
     before, *parts = TURN.split(chosen[:cut])  # what comes before the first turn, then role, text, role, text, ...
     if before.strip() or not parts:
@@ -86,14 +137,6 @@ def _alike(a: Sequence[Any], b: Sequence[Any]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _several(row: Row, name: str) -> list[Any]:
-    """The list in column `name`."""
-    value = row.take(name)
-    if not isinstance(value, list):
-        raise DataError(row.where, f"{name} is {_kind(value)}", "a list", "mend the row, or set on_bad_record: skip")
-    return value
-
-
 def _text(row: Row, response: Any) -> str:
     """A response as text, from text or from one assistant message."""
     if isinstance(response, str):
@@ -103,7 +146,7 @@ def _text(row: Row, response: Any) -> str:
         if response[0].get("role") == "assistant" and isinstance(content, str):
             return content
     raise DataError(row.where, f"a response that is {_kind(response)}", "text, or a list with one assistant message",
-                    "mend the row, or set on_bad_record: skip")  # fmt: skip
+                    MEND)  # fmt: skip
 
 
 def _no_prompt(row: Row) -> DataError:

@@ -34,8 +34,9 @@ LEFT_OUT = 0.3  # share of prompts that a model of the ensemble is not trained o
 class Strength(FeedbackSource[StrengthConfig]):
     """The records of another source in its order, some comparisons flipped, smoothed or dropped.
 
-    Holds all in memory. Rankings, ties and other kinds of feedback pass as they are; `counts` says afterwards what became
-    of the rest. Strengths are kept in the run directory, so that a resumed run does not train the ensemble again.
+    Holds all in memory. Rankings, ties and other kinds of feedback pass as they are; `counts` says afterwards what
+    became of the rest. Strengths are kept in the run directory, so that a resumed run does not
+    train the ensemble again.
     """
 
     counts: dict[str, int]

@@ -57,11 +57,7 @@ class PairTask(SupervisedTask):
 
     def loss(self, examples: Sequence[Pair]) -> LossSum:
         better, worse = self._both(examples)
-        dtype = torch.promote_types(better.dtype, torch.float32)
-        margin, weight, confidence = (
-            torch.tensor([getattr(e, name) for e in examples], device=better.device, dtype=dtype)
-            for name in ("margin", "weight", "confidence")
-        )
+        margin, weight, confidence = self._columns(examples, better)
         count = sum(e.weight for e in examples)
         loss = bradley_terry_loss(better, worse, margin=margin, label_smoothing=1 - confidence, weight=weight)
         centre = (weight * (better + worse) ** 2).sum()
@@ -76,6 +72,13 @@ class PairTask(SupervisedTask):
             better, worse = self._both([examples[row] for row in rows])
             differences[rows] = (better - worse).float().cpu()
         return pair_metrics(differences)
+
+    def _columns(self, examples: Sequence[Pair], scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Margins, weights and confidences of the pairs, each (B,)."""
+        dtype = torch.promote_types(scores.dtype, torch.float32)
+        columns = zip(*((e.margin, e.weight, e.confidence) for e in examples), strict=True)
+        margin, weight, confidence = (torch.tensor(column, dtype=dtype, device=scores.device) for column in columns)
+        return margin, weight, confidence
 
     def _both(self, examples: Sequence[Pair]) -> tuple[Tensor, Tensor]:
         """Scores of the better and of the worse texts, each (B,), in one forward pass."""

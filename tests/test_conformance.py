@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
-from rlhf_core.testing import Check, Subject, parametrize_components, tiny_model
+from rlhf_core.testing import Check, Subject, example_feedback, parametrize_components, tiny_model
 
 PROMPTS = [{"prompt": "What opens at nine?", "topic": "shop"}, {"prompt": [{"role": "user", "content": "Hello?"}]}]
 DEMONSTRATIONS = [{"prompt": "Name a colour.", "completion": " Blue."}, {"prompt": "Thanks!", "response": " Welcome."}]
 COMPARISONS = [
     {"prompt": "Name a colour.", "chosen": " Blue.", "rejected": " No."},
     {"prompt": "Count.", "responses": ["1", "2", "3"], "ranks": [0, 1, 1]},
+]
+RATINGS = [
+    {"prompt": "Name a colour.", "response": " Blue.", "rating": 4, "aspects": {"quality": 5}},
+    {"prompt": "Count.", "completion": "1", "label": True},
 ]
 
 
@@ -25,6 +31,43 @@ def rows(records: list[dict[str, Any]], **options: Any) -> Callable[[Path], list
         return [{"path": "rows.jsonl", **options}]
 
     return write
+
+
+class Verdicts(BaseHTTPRequestHandler):
+    """A judge over HTTP: pairs are ties, and a rating depends on how long the request is."""
+
+    def do_POST(self) -> None:
+        asked = self.rfile.read(int(self.headers["Content-Length"]))
+        said = {"winner": "tie"} if b"winner" in asked else {"score": len(asked) % 10 + 1}
+        choice = {"message": {"role": "assistant", "content": json.dumps(said)}, "finish_reason": "stop"}
+        body = json.dumps({"choices": [choice]}).encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        """Tests are quiet."""
+
+
+def judges(*options: dict[str, Any]) -> Callable[[Path], list[dict[str, Any]]]:
+    """Examples that ask a judge on this machine."""
+
+    def start(_: Path) -> list[dict[str, Any]]:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Verdicts)
+        Thread(target=server.serve_forever, daemon=True).start()
+        return [{"url": f"http://127.0.0.1:{server.server_port}/v1", "model": "toy", **own} for own in options]
+
+    return start
+
+
+def classifiers(folder: Path) -> list[dict[str, Any]]:
+    """Examples that read a saved sequence classifier, made of the tiny policy's trunk."""
+    from rlhf_core.testing import tiny_policy
+    from transformers import AutoModelForSequenceClassification
+
+    tiny_policy().export(folder / "model")
+    AutoModelForSequenceClassification.from_pretrained(folder / "model", num_labels=2).save_pretrained(folder / "model")
+    return [{"model": "model", "label": "LABEL_1"}, {"model": "model", "label": 0, "of": "prompt-response"}]
 
 
 FRESH = tiny_model()["fresh"]
@@ -48,16 +91,44 @@ EXAMPLES: dict[str, Any] = {
     "prompts/jsonl": rows(PROMPTS),
     "prompts/dataset": rows(PROMPTS, limit=1),
     "prompts/feedback": [{"feedback": "toy"}],
+    "feedback/counterfactual": [{"feedback": "toy"}, {"feedback": ["toy"], "swaps": [["You", "They"]]}],
     "feedback/demonstrations": rows(DEMONSTRATIONS),
+    "feedback/records": rows([record.model_dump(mode="json") for record in example_feedback()]),
     "feedback/preference": rows(COMPARISONS),
+    "feedback/strength": [{"feedback": "toy", "members": 2, "member": {"fresh": FRESH, "max_tokens": 64}}],
     "reward/function": [{"function": "length"}],
+    "reward/mix": [
+        {"rewards": {"toy": 1.0, "other": -0.5}, "scale": {"toy": {"mean": 0.5, "std": 0.1}}},
+        {"rewards": {"toy": 1.0, "other": 0.5}, "combine": "product"},
+        {"rewards": {"toy": 1.0, "other": 0.5}, "combine": "minimum"},
+        {"rewards": {"toy": 1.0}, "combine": "gate", "gate": "safe", "threshold": 0.5},
+    ],
     "reward/preference": [
         {"fresh": FRESH, "max_tokens": 64},
         {"policy": "toy", "max_tokens": 64, "pooling": "mean"},
     ],
+    "feedback/quality": [{"feedback": "toy"}, {"feedback": ["toy", "toy"], "gold": "toy", "coverage": "answer"}],
+    "feedback/rating": rows(RATINGS, aspects={"quality": 1.0}),
+    "reward/rating": [
+        {"fresh": FRESH, "max_tokens": 64},
+        {"policy": "toy", "max_tokens": 64, "loss": "ordinal", "aspects": {"quality": 1.0}, "span_coef": 1.0},
+    ],
+    "feedback/judge": judges({"feedback": "toy"}),
+    "reward/judge": judges(
+        {}, {"mode": "pairwise"}, {"url": "http://127.0.0.1:9/v1", "retries": 0, "on_failure": "abstain"}
+    ),
+    "feedback/keywords": rows([{"prompt": "Tea?", "wanted": ["tea", "茶"], "unwanted": "no, never"}]),
+    "feedback/sentiment": rows([{"prompt": "Tea?", "response": "Gladly!", "label": "positive"}]),
     "reward/keywords": [{"prefer": ["thanks", "谢谢"], "avoid": ["know"], "max_count": 2}],
+    "reward/sentiment": [{"fresh": FRESH, "max_tokens": 64}],
+    "reward/coherence": [{"policy": "toy", "max_tokens": 64}],
     "reward/length": [{"target": 5}, {"target": 20, "unit": "characters"}],
     "reward/regex": [{"pattern": r"\.$"}, {"pattern": ".*!", "match": "fullmatch"}],
+    "reward/format": [{"tags": ["a"], "sentences": [1, 2]}, {"json_keys": ["a"], "bullets": [0, 3]}],
+    "reward/answer": [{"extract": "whole"}, {"extract": "after", "markers": ["at"], "wrong": -1.0}],
+    "reward/metric": [{"metric": metric} for metric in ("bleu", "chrf", "rouge1", "rouge2", "rougeL")],
+    "reward/classifier": classifiers,
+    "reward/factual": rows([{"subject": ["shop", "sea"], "relation": ["opens", "on"], "object": ["nine", "a calm day"]}]),
     "shaper/kl": [{}, {"target": 1.0, "estimator": "k3"}],
     "shaper/scale": [{}, {"center": True, "clip": 1.0}],
     "optimizer/ppo": [{}, {"value_clip": None, "entropy_coef": 0.01, "dual_clip": 3.0, "bootstrap_truncated": True}],

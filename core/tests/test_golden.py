@@ -2,7 +2,8 @@
 
 Each case is one test, named after it. Where a peer's convention differs, the test sets the argument that chooses it, or
 says what is left out. Cases of the file that are missing here need more than these functions: sampling, learning rates,
-ACER, weighted pre-training objectives, the GAIL reward, edits, rater agreement and aggregation.
+ACER, weighted pre-training objectives, the GAIL reward, edits. Rater agreement and aggregation are compared in
+plugins/quality/tests/test_agreement.py.
 """
 
 from __future__ import annotations

@@ -27,11 +27,21 @@ HOOKS = [name for name in vars(Hooks) if name.startswith("rlhf_")]
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 FIRST_PARTY = {
-    "rlhf-plugin-preference": {"feedback": ["preference"], "reward": ["preference"]},
-    "rlhf-plugin-rules": {"reward": ["keywords", "length", "regex", "repetition"]},
+    "rlhf-plugin-preference": {"feedback": ["preference", "strength"], "reward": ["preference"]},
+    "rlhf-plugin-rating": {"feedback": ["rating"], "reward": ["rating"]},
+    "rlhf-plugin-edit": {"feedback": ["edit"], "reward": ["edit"]},
+    "rlhf-plugin-linear": {"reward": ["linear"]},
+    "rlhf-plugin-rules": {
+        "feedback": ["keywords", "sentiment"],
+        "reward": ["keywords", "length", "regex", "repetition", "format", "answer", "metric", "classifier", "sentiment",
+                   "coherence", "factual"],
+    },
+    "rlhf-plugin-irl": {"reward": ["irl"]},
+    "rlhf-plugin-judge": {"feedback": ["judge"], "reward": ["judge"]},
+    "rlhf-plugin-quality": {"feedback": ["quality", "counterfactual"]},
     "rlhf-plugin-shaping": {"shaper": ["whiten", "clip", "scale", "missing-eos", "length-penalty"]},
     "rlhf-plugin-ppo": {"optimizer": ["ppo"]},
-}
+}  # fmt: skip
 KNOWN = {(kind, name): dist for dist, kinds in FIRST_PARTY.items() for kind, names in kinds.items() for name in names}
 """(kind, name) -> the distribution to install for it."""
 

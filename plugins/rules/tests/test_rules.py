@@ -12,30 +12,22 @@ import pytest
 import torch
 from pydantic import ValidationError
 from rlhf_core.errors import RewardError
-from rlhf_core.interfaces import Context, RewardModel
-from rlhf_core.records import Prompt, Sample, Scores
+from rlhf_core.interfaces import FeedbackSource, RewardModel, SourceConfig
+from rlhf_core.rewards.config import TextRewardConfig
 from rlhf_plugin_rules import rlhf_components
 from rlhf_plugin_rules.config import KeywordsConfig, LengthConfig, RegexConfig, RepetitionConfig
-from rlhf_plugin_rules.rewards import Keywords, Length, Regex, Repetition
-from rlhf_plugin_rules.text import words
+from rlhf_plugin_rules.keywords import Keywords
+from rlhf_plugin_rules.surface import Length, Regex, Repetition
+from rlhf_plugin_rules.text import Finder, script, sentences, words
 from ruamel.yaml import YAML
+
+from .toys import credits, score, values
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
-def score(reward: type[RewardModel[Any]], responses: list[str], **config: Any) -> Scores:
-    model = reward(reward.Config(**config), Context(kind="reward", id="rule"))
-    return model.score([Sample(Prompt(text="Hello"), response) for response in responses])
-
-
-def values(reward: type[RewardModel[Any]], *responses: str, **config: Any) -> list[float]:
-    return score(reward, list(responses), **config).values.tolist()
-
-
 def spans(response: str, **config: Any) -> list[tuple[str, float]]:
-    found = score(Keywords, [response], **config).spans
-    assert found is not None
-    return [(response[s.start : s.end], s.credit) for s in found[0]]
+    return credits(Keywords, response, **config)
 
 
 # --- the distribution ------------------------------------------------------------------------------------------------
@@ -47,25 +39,28 @@ def test_entry_point_and_import_are_light() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
 
 
-@pytest.mark.parametrize("spec", rlhf_components(), ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", rlhf_components(), ids=lambda spec: f"{spec.kind}-{spec.name}")
 def test_specs_resolve_and_the_readme_lists_every_option(spec: Any) -> None:
     factory, config = (getattr(import_module(m), c) for m, c in (p.split(":") for p in (spec.factory, spec.config)))
-    assert issubclass(factory, RewardModel)
+    assert issubclass(factory, {"reward": RewardModel, "feedback": FeedbackSource}[spec.kind])
     assert factory.Config is config
-    section = README.split(f"\n## {spec.name}\n")[1].split("\n## ")[0]
+    assert f"| {spec.kind} | `{spec.name}` |" in README
+    section = README.split(f"\n## {spec.kind.title()} `{spec.name}`\n")[1].split("\n## ")[0]
+    bases = [base for base in (SourceConfig, TextRewardConfig) if issubclass(config, base)]
+    shared = {name for base in bases for name in base.model_fields}
     for name, field in config.model_fields.items():
         assert field.description
-        assert f"| `{name}` |" in section
+        assert name in shared or f"| `{name}` |" in section
 
 
 def test_the_example_of_the_readme_is_valid() -> None:
     example = YAML(typ="safe").load(StringIO(README.split("```yaml\n")[1].split("```")[0]))
-    configs = {spec.name: spec.config for spec in rlhf_components()}
-    used = {entry["use"]: entry["config"] for entry in example["components"]["reward"].values()}
-    assert used.keys() == configs.keys()
-    for name, config in used.items():
-        module, cls = configs[name].split(":")
-        getattr(import_module(module), cls)(**config)
+    configs = {(spec.kind, spec.name): spec.config for spec in rlhf_components()}
+    used = [(kind, entry) for kind, entries in example["components"].items() for entry in entries.values()]
+    assert {(kind, entry["use"]) for kind, entry in used} == configs.keys()
+    for kind, entry in used:
+        module, cls = configs[kind, entry["use"]].split(":")
+        getattr(import_module(module), cls)(**entry["config"])
 
 
 @pytest.mark.parametrize(("reward", "config"), [
@@ -92,6 +87,28 @@ def test_scores_are_float32_one_per_sample_and_do_not_depend_on_the_batch(reward
 ])  # fmt: skip
 def test_words(text: str, expected: list[str]) -> None:
     assert words(text) == expected
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("Dr. Li of No. 10 paid 3.5 dollars. He said No. (Why?) I know", ["Dr. Li of No. 10 paid 3.5 dollars.", "He said No.", "(Why?)", "I know"]),
+    ("你好。世界！\n真的吗？“是的。”好", ["你好。", "世界！", "真的吗？", "“是的。”", "好"]),
+    ("ok.好的.", ["ok.", "好的."]),
+    (" \n ... !! ", []),
+    ("", []),
+])  # fmt: skip
+def test_sentences(text: str, expected: list[str]) -> None:
+    assert [text[start:end] for start, end in sentences(text)] == expected
+
+
+def test_a_finder_of_nothing_finds_nothing() -> None:
+    assert list(Finder([])("any text")) == []
+
+
+def test_script_is_that_of_most_words() -> None:
+    texts = ["Hello 世界, my friend", "我用AI来写", "本当にありがとう", "감사합니다 고객님", "สวัสดี", "42!", ""]
+    assert [script(text) for text in texts] == [
+        "spaced", "chinese", "unspaced", "spaced", "unspaced", "spaced", "spaced"
+    ]  # fmt: skip
 
 
 # --- keywords --------------------------------------------------------------------------------------------------------
@@ -148,7 +165,6 @@ def test_spans_add_up_to_the_score() -> None:
 
 
 @pytest.mark.parametrize(("config", "words"), [
-    ({}, "no keywords; list some under `prefer` or `avoid`"),
     ({"prefer": ["please", " "]}, "got the empty word ' ', which is everywhere; remove it"),
     ({"avoid": {"": 2}}, "got the empty word ''"),
     ({"prefer": "please"}, "got 'please', expected a list of words, or a mapping from word to weight"),

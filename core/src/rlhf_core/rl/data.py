@@ -147,5 +147,5 @@ def _statistics(rollout: Rollout) -> StepStats:
         if scores.abstained is not None:
             stats[f"reward/{name}/abstained"] = float(scores.abstained.sum())
         for part, values in scores.parts.items():
-            stats[f"reward/{name}/{part}"] = float(values.float().mean())
+            stats[f"reward/{name}/{part}"] = float(values[kept].float().mean()) if bool(kept.any()) else math.nan
     return stats

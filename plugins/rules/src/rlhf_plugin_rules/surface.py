@@ -1,52 +1,16 @@
-"""Four rules that score a response by its text alone; the prompt is not read."""
+"""Three rules that score a response by its text alone; the prompt is not read."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from math import fsum
+from collections.abc import Sequence
 
-import regex
-import torch
 from rlhf_core.errors import RewardError
-from rlhf_core.interfaces import Context, RewardModel
+from rlhf_core.interfaces import RewardModel
 from rlhf_core.records import Sample, Scores, Span
-from torch import Tensor
 
-from .config import KeywordsConfig, LengthConfig, RegexConfig, RepetitionConfig
-from .text import BOUNDARY, words
-
-
-def _tensor(values: Sequence[float], context: Context) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=context.device)  # (B,)
-
-
-class Keywords(RewardModel[KeywordsConfig]):
-    """Weights of preferred keywords found, minus weights of avoided ones.
-
-    The response is read from left to right and the longest keyword at a place wins; what it covers belongs to it
-    alone, also beyond `max_count`. So with `avoid: [not happy]` and `prefer: [happy]`, "not happy" only costs. Every
-    hit that counts is a span, and the spans add up to the score.
-    """
-
-    def __init__(self, config: KeywordsConfig, context: Context) -> None:
-        super().__init__(config, context)
-        self._credits = tuple(config.weights.values())
-        keywords = "|".join(rf"({regex.escape(word)})".replace(r"\ ", r"\s+") for word in config.weights)
-        edge = BOUNDARY if config.whole_words else ""
-        self._pattern = regex.compile(f"(?V1){edge}(?:{keywords}){edge}", regex.IGNORECASE if config.ignore_case else 0)
-
-    def score(self, samples: Sequence[Sample]) -> Scores:
-        spans = tuple(tuple(self._hits(sample.response)) for sample in samples)
-        return Scores(_tensor([fsum(span.credit for span in row) for row in spans], self.context), spans)
-
-    def _hits(self, response: str) -> Iterator[Span]:
-        count: Counter[int] = Counter()
-        for match in self._pattern.finditer(response):
-            keyword = match.lastindex - 1  # each keyword is one group
-            count[keyword] += 1
-            if count[keyword] <= self.config.max_count:
-                yield Span(match.start(), match.end(), self._credits[keyword])
+from .common import tensor
+from .config import LengthConfig, RegexConfig, RepetitionConfig
+from .text import words
 
 
 class Length(RewardModel[LengthConfig]):
@@ -56,7 +20,7 @@ class Length(RewardModel[LengthConfig]):
     """
 
     def score(self, samples: Sequence[Sample]) -> Scores:
-        return Scores(_tensor([self._reward(sample.response) for sample in samples], self.context))
+        return Scores(tensor([self._reward(sample.response) for sample in samples], self.context))
 
     def _reward(self, response: str) -> float:
         c = self.config
@@ -75,8 +39,8 @@ class Regex(RewardModel[RegexConfig]):
         spans = [self._find(sample.response) for sample in samples]
         values = [self.config.missing if span is None else span.credit for span in spans]
         if self.config.match == "fullmatch":
-            return Scores(_tensor(values, self.context))
-        return Scores(_tensor(values, self.context), tuple((s,) if s and s.end > s.start else () for s in spans))
+            return Scores(tensor(values, self.context))
+        return Scores(tensor(values, self.context), tuple((s,) if s and s.end > s.start else () for s in spans))
 
     def _find(self, response: str) -> Span | None:
         c = self.config
@@ -100,7 +64,7 @@ class Repetition(RewardModel[RepetitionConfig]):
     """``-weight * (1 - distinct / total)`` over word n-grams; 0 for responses of fewer than n words."""
 
     def score(self, samples: Sequence[Sample]) -> Scores:
-        return Scores(_tensor([self._reward(sample.response) for sample in samples], self.context))
+        return Scores(tensor([self._reward(sample.response) for sample in samples], self.context))
 
     def _reward(self, response: str) -> float:
         c = self.config

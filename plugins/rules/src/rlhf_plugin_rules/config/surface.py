@@ -1,4 +1,4 @@
-"""Options of the rules. Light: imports no torch."""
+"""Options of the rules that read nothing but the response: keywords, length, regex, repetition."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Lexicon = Annotated[
 
 
 class KeywordsConfig(Config):
-    """Sum of the weights of preferred words found, minus those of avoided words found."""
+    """Sum of the weights of preferred words found, minus those of avoided words found; given here, learnt, or both."""
 
     prefer: Lexicon = Field(default_factory=dict, description="words or phrases that earn their weight; a list: 1 each")
     avoid: Lexicon = Field(default_factory=dict, description="words or phrases that cost their weight; a list: 1 each")
@@ -44,24 +44,32 @@ class KeywordsConfig(Config):
     whole_words: bool = Field(
         default=True, description="no hits inside longer words, where words have spaces between them; false: anywhere"
     )
+    min_count: int = Field(default=2, ge=1, description="learnt are words that at least so many records name")
+    shrinkage: float = Field(
+        default=1.0,
+        ge=0,
+        description="doubt in a learnt weight, in multiples of the votes that a learnt word has on average",
+    )
+    held_out: float = Field(default=0.1, ge=0, lt=1, description="share of prompts kept out of the fit to check it")
 
     @model_validator(mode="after")
     def _each_once(self) -> KeywordsConfig:
-        if not self.prefer and not self.avoid:
-            raise ValueError("no keywords; list some under `prefer` or `avoid`")
         seen: dict[str, str] = {}
         for word in (*self.prefer, *self.avoid):
-            key = word.casefold() if self.ignore_case else word
+            key = self.key(word)
             if key in seen:
                 raise ValueError(f"{seen[key]!r} and {word!r} are one keyword, listed twice; keep one of them")
             seen[key] = word
         return self
 
+    def key(self, word: str) -> str:
+        """What `word` is counted as: without case, unless case matters."""
+        return word.casefold() if self.ignore_case else word
+
     @property
     def weights(self) -> dict[str, float]:
-        """Every keyword with what a hit earns (positive) or costs (negative), longest keyword first."""
-        signed = self.prefer | {word: -weight for word, weight in self.avoid.items()}
-        return dict(sorted(signed.items(), key=lambda item: -len(item[0])))
+        """Every keyword given here, with what a hit earns (positive) or costs (negative)."""
+        return self.prefer | {word: -weight for word, weight in self.avoid.items()}
 
 
 class LengthConfig(Config):

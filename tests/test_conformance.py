@@ -119,6 +119,10 @@ EXAMPLES: dict[str, Any] = {
     ),
     "feedback/keywords": rows([{"prompt": "Tea?", "wanted": ["tea", "茶"], "unwanted": "no, never"}]),
     "feedback/sentiment": rows([{"prompt": "Tea?", "response": "Gladly!", "label": "positive"}]),
+    "reward/irl": [
+        {"fresh": FRESH, "max_tokens": 64, "samples_from": "toy"},
+        {"policy": "toy", "max_tokens": 64, "pooling": "mean", "algorithm": "gail", "demonstrations": "toy"},
+    ],
     "reward/keywords": [{"prefer": ["thanks", "谢谢"], "avoid": ["know"], "max_count": 2}],
     "reward/sentiment": [{"fresh": FRESH, "max_tokens": 64}],
     "reward/coherence": [{"policy": "toy", "max_tokens": 64}],

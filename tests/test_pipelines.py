@@ -30,6 +30,44 @@ def test_quickstart_runs_from_end_to_end(project, tmp_path):
     assert result.report.stat().st_size > 20_000
 
 
+KINDS = {  # pipeline -> its feedback beside the demonstrations, and the rewards it fits by gradient
+    "rating": (["desk-ratings"], ["rated"]),
+    "ranking": (["desk-rankings"], ["ranked"]),
+    "edit": (["desk-edits"], ["edited"]),
+    "keywords": (["desk-keywords"], []),
+    "sentiment": (["desk-sentiment"], ["pleasant"]),
+    "rules": ([], []),
+    "irl": (["desk-expert"], ["expert-like"]),
+    "mix": (["desk-comparisons", "desk-sentiment"], ["helpful", "pleasant"]),
+    "summary": ([], ["orderly"]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_pipeline_of_every_kind_of_feedback_runs_from_end_to_end(project, tmp_path, kind):
+    feedback, fitted = KINDS[kind]
+    demonstrations = "summary-demonstrations" if kind == "summary" else "desk-demonstrations"
+    overrides = [f"feedback.{id}.limit=96" for id in [demonstrations, *feedback]]
+    overrides += [f"reward.{id}.epochs=1" for id in fitted]
+    overrides += ["stages.sft.epochs=1", "stages.optimize.steps=1", "optimizer.ppo.prompts_per_step=8"]
+    result = project.run(f"quickstart-{kind}", out=tmp_path / "run", overrides=overrides)
+    stages = result.summary["stages"]
+    assert list(stages)[-2:] == ["evaluate", "export"]
+    gold = stages["evaluate"]["metrics"]["summary-gold" if kind == "summary" else "gold"]
+    assert 0 <= gold["after"]["mean"] <= 1 and gold["after"]["n"] == 128
+    for stage in stages.values():
+        assert stage.get("held_out", {"some": 1}), "every fitted reward says how well it does"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_feedback_raises_the_gold_score(project, tmp_path, kind):
+    result = project.run(f"quickstart-{kind}", out=tmp_path / "run")
+    name = "summary-gold" if kind == "summary" else "gold"
+    change = result.summary["stages"]["evaluate"]["metrics"][name]["change"]
+    assert change["mean"] > 2 * change["error"] > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_quickstart_raises_the_gold_score(project, tmp_path, seed):

@@ -1,1 +1,1 @@
-"""Small components that come with the core: prompt sources, demonstrations, function rewards, KL, metrics."""
+"""Small components that come with the core: prompts, demonstrations, records, function rewards, mixes, KL, metrics."""

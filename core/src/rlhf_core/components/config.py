@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ..interfaces import Config, FeedbackRef, FunctionRef, Needs, RewardRef, SourceConfig
 
@@ -28,10 +28,71 @@ class DemonstrationsConfig(SourceConfig):
     """Rows with `prompt` and `completion` (or `response`), or `messages` whose last turn is the response."""
 
 
+class RecordsConfig(SourceConfig):
+    """Records as the framework itself writes them: a `kind`, and the columns of that kind and no others."""
+
+    @model_validator(mode="after")
+    def _no_fields(self) -> RecordsConfig:
+        if self.fields is not None:
+            raise ValueError("records keep their fields inside `prompt`; leave out `fields`")
+        return self
+
+
 class FunctionRewardConfig(Config):
     """A Python function of the registry's `functions:` section."""
 
     function: FunctionRef = Field(description="its name in `functions:`")
+
+
+class Scale(Config):
+    """A value v counts as (v - mean) / std."""
+
+    mean: float = Field(default=0.0, description="the value that counts as 0")
+    std: float = Field(default=1.0, gt=0, description="the distance that counts as 1")
+
+
+class MixConfig(Config):
+    """Several rewards as one: values are scaled, weighted and combined."""
+
+    rewards: dict[RewardRef, float] = Field(min_length=1, description="the components and their weights")
+    combine: Literal["sum", "product", "minimum", "gate"] = Field(
+        default="sum",
+        description="weighted sum; product of values to the power of their weights; least weighted value; or the "
+        "weighted sum, which `gate` overrides",
+    )
+    scale: dict[RewardRef, Scale] = Field(
+        default_factory=dict,
+        description="mean and deviation of components on scales of their own; a fit-reward stage measures the others",
+    )
+    gate: RewardRef | None = Field(
+        default=None, description="with combine: gate, the reward that decides; it pays only if `rewards` has it too"
+    )
+    threshold: float | None = Field(
+        default=None, description="with combine: gate, a response whose gate value (unscaled) is less is overridden"
+    )
+    below: float | None = Field(
+        default=None, description="with combine: gate, the score of such a response; by default its scaled gate value"
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> MixConfig:
+        gated = (self.gate is not None, self.threshold is not None)
+        if self.combine == "gate" and not all(gated):
+            raise ValueError("combine: gate needs `gate` (a reward) and `threshold`")
+        if self.combine != "gate" and (any(gated) or self.below is not None):
+            raise ValueError("`gate`, `threshold` and `below` go with combine: gate")
+        if self.combine == "product" and self.scale:
+            raise ValueError("combine: product takes values as they are; leave out `scale`")
+        if self.combine == "product" and min(self.rewards.values()) < 0:
+            raise ValueError("combine: product needs weights of 0 or more")
+        if strangers := self.scale.keys() - self.components:
+            raise ValueError(f"`scale` names {', '.join(sorted(strangers))}, which is not among the rewards")
+        return self
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The ids of all rewards that are asked, the gate last."""
+        return tuple(dict.fromkeys([*self.rewards, *([self.gate] if self.gate else [])]))
 
 
 class KLConfig(Config):

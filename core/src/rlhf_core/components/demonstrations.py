@@ -16,23 +16,26 @@ class Demonstrations(RowFeedback[DemonstrationsConfig]):
 
     def records(self, row: Row) -> Iterable[Demonstration]:
         used = {"prompt", "completion", "response", "messages", *ABOUT}
-        if "messages" in row.data:
-            *prompt, last = row.take("messages")
-            response: Any = [last]
+        prompt: Any
+        response: Any
+        if row.data.get("messages") is not None:
+            messages = row.take_list("messages")
+            prompt, response = messages[:-1], messages[-1:]
         else:
             prompt = row.take("prompt")
             response = row.data["response"] if "response" in row.data else row.take("completion")
-        yield Demonstration(
-            prompt=row.prompt(prompt, used, self.config.fields), response=_text(row, response), **row.about()
-        )
+        text = _text(row, response)
+        yield Demonstration(prompt=row.prompt(prompt, used, self.config.fields), response=text, **row.about())
 
 
 def _text(row: Row, response: Any) -> str:
     """A response given as text or as one assistant message."""
     if isinstance(response, str):
         return response
-    if isinstance(response, list) and len(response) == 1 and response[0].get("role") == "assistant":
-        return str(response[0]["content"])
+    if isinstance(response, list) and len(response) == 1 and isinstance(response[0], dict):
+        content = response[0].get("content")
+        if response[0].get("role") == "assistant" and isinstance(content, str):
+            return content
     raise DataError(
         row.where,
         f"a response that is {type(response).__name__}",

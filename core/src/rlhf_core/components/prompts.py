@@ -1,4 +1,4 @@
-"""Prompts from a JSONL file, a dataset, or the records of a feedback source."""
+"""Prompts from a file, a dataset, or the records of a feedback source."""
 
 from __future__ import annotations
 

@@ -171,7 +171,9 @@ class SupervisedConfig(OptimizerSettings):
 class SourceConfig(Config):
     """Where rows come from and what their columns are called. Give `path` or `dataset`."""
 
-    path: RelativePath | None = Field(default=None, description="a JSONL file, plain or .gz")
+    path: RelativePath | None = Field(
+        default=None, description="a file: .jsonl, .json, .csv or .tsv, plain or .gz, or .parquet; any other is JSONL"
+    )
     dataset: str | None = Field(
         default=None, description="a dataset of the Hugging Face hub, or any path `datasets` loads"
     )
@@ -192,7 +194,7 @@ class SourceConfig(Config):
     @model_validator(mode="after")
     def _one_origin(self) -> SourceConfig:
         if self.path is None and self.dataset is None:
-            raise ValueError("give `path` (a JSONL file) or `dataset` (a hub id)")
+            raise ValueError("give `path` (a file) or `dataset` (a hub id)")
         return self
 
 

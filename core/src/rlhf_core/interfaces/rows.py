@@ -1,15 +1,13 @@
-"""Reading rows: JSONL files and datasets, with column names mapped and every complaint saying file and line."""
+"""Rows of files and datasets, with column names mapped and every complaint saying which row it is about."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, starmap
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +17,7 @@ from ..errors import DataError
 from ..records import Feedback, Prompt
 from .components import FeedbackSource
 from .config import SourceConfig
+from .files import Bad, Placed, file_rows, reported, unpacked
 
 S = TypeVar("S", bound=SourceConfig)
 T = TypeVar("T")
@@ -29,7 +28,7 @@ ABOUT = ("annotator", "time", "source", "comment", "weight")
 
 @dataclass(frozen=True)
 class Row:
-    """One row: where it stands (``file:line`` or ``dataset[split] row n``), and its columns under our names."""
+    """One row: where it stands (as `file_rows` says, or ``dataset[split] row n``), and its columns under our names."""
 
     where: str
     data: dict[str, Any]
@@ -49,6 +48,22 @@ class Row:
             )
         return self.data[name]
 
+    def take_list(self, name: str) -> list[Any]:
+        """The list in column `name`, or the one whose JSON text stands there, as in a cell of a CSV file.
+
+        Raises:
+            DataError: there is no such column, or no list in it.
+        """
+        value = unpacked(self.take(name))
+        if not isinstance(value, list):
+            raise DataError(
+                self.where,
+                f"{name} is {json.dumps(value, ensure_ascii=False, default=str):.60}",
+                'a list, or JSON text of one, such as ["a", "b"]',
+                "mend the row, or set on_bad_record: skip",
+            )
+        return value
+
     def about(self) -> dict[str, Any]:
         """The columns that every kind of feedback may have (`ABOUT`), where they are there and not null."""
         about = {name: self.data[name] for name in ABOUT if self.data.get(name) is not None}
@@ -65,19 +80,19 @@ class Row:
         return Prompt(text=value, fields=kept)
 
 
-def read_rows(config: SourceConfig, where: str, bad: Callable[[DataError], None] | None = None) -> Iterator[Row]:
+def read_rows(config: SourceConfig, where: str, bad: Bad = None) -> Iterator[Row]:
     """Stream the rows of a source; reading again starts from the beginning.
 
     Args:
         config: where they come from.
         where: the component, for messages.
-        bad: called with the error of a malformed line, which is then passed over; None: the error is raised.
+        bad: called with the error of a malformed row, which is then passed over; None: the error is raised.
 
     Raises:
-        DataError: the file or dataset cannot be read, or a line is no JSON object.
+        DataError: the file or dataset cannot be read, or a row is malformed.
     """
-    rows = _file_rows(config, where, bad) if config.path is not None else _dataset_rows(config, where)
-    for row in islice(rows, config.limit):
+    found = _dataset_rows(config, where) if config.path is None else file_rows(Path(config.path), where, bad)
+    for row in starmap(Row, islice(found, config.limit)):
         missing = [pair for pair in config.columns.items() if pair[1] not in row.data]
         if missing:
             ours, theirs = missing[0]
@@ -96,66 +111,30 @@ def read_rows(config: SourceConfig, where: str, bad: Callable[[DataError], None]
         yield Row(row.where, {**kept, **{ours: row.data[theirs] for ours, theirs in config.columns.items()}})
 
 
-def _file_rows(config: SourceConfig, where: str, bad: Callable[[DataError], None] | None) -> Iterator[Row]:
-    path = Path(str(config.path))
-    if not path.is_file():
-        raise DataError(
-            where,
-            f"no file at {path}",
-            "a JSONL file, plain or .gz",
-            "check `path`; relative paths start at the registry file",
-        )
-    number = 0
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                place = f"{path}:{number}"
-                try:
-                    data = json.loads(line)
-                    if not isinstance(data, dict):
-                        raise ValueError(f"a {type(data).__name__}, not an object")
-                except ValueError as error:
-                    complaint = DataError(
-                        place,
-                        f"malformed line: {error}",
-                        "one JSON object per line",
-                        "mend the line, or set on_bad_record: skip",
-                    )
-                    if bad is None:
-                        raise complaint from error
-                    bad(complaint)
-                    continue
-                yield Row(place, data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}:{number}", f"cannot be read: {error}", "a readable file, plain or gzip") from error
-
-
-def _dataset_rows(config: SourceConfig, where: str) -> Iterator[Row]:
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(
-            str(config.dataset),
-            name=config.name,
-            split=config.split,
-            data_dir=config.data_dir,
-            revision=config.revision,
-            streaming=True,
-        )
-        for number, data in enumerate(rows):
-            yield Row(f"{config.dataset}[{config.split}] row {number}", dict(data))
-    except DataError:
-        raise
-    except Exception as error:  # the library raises many kinds: network, missing split, unknown builder
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(
+def _dataset_rows(config: SourceConfig, where: str) -> Placed:
+    def failed(reason: str) -> DataError:
+        return DataError(
             where,
             f"cannot load dataset {config.dataset!r}: {reason}",
             "a dataset id and split",
-            "check the name and the network, or give `path` to a JSONL file",
-        ) from error
+            "check the name and the network, or give `path` to a file",
+        )
+
+    for number, data in enumerate(reported(_loaded(config), failed)):  # from 0, as the pages of the hub count
+        yield f"{config.dataset}[{config.split}] row {number}", data
+
+
+def _loaded(config: SourceConfig) -> Iterator[dict[str, Any]]:
+    from datasets import load_dataset
+
+    yield from load_dataset(
+        str(config.dataset),
+        name=config.name,
+        split=config.split,
+        data_dir=config.data_dir,
+        revision=config.revision,
+        streaming=True,
+    )
 
 
 def checked(row: Row, build: Callable[[], T]) -> T:
@@ -184,6 +163,10 @@ class RowFeedback(FeedbackSource[S]):
     def records(self, row: Row) -> Iterable[Feedback]:
         """The records of one row; may raise DataError or pydantic's ValidationError if it is a bad one."""
 
+    def rest(self) -> Iterable[Feedback]:
+        """Records that waited for a further row; asked for after the last one."""
+        return ()
+
     def __iter__(self) -> Iterator[Feedback]:
         self.skipped = 0
         found = False
@@ -197,6 +180,9 @@ class RowFeedback(FeedbackSource[S]):
                 continue
             found = found or bool(records)
             yield from records
+        rest = list(self.rest())
+        yield from rest
+        found = found or bool(rest)
         if self.skipped:
             self.context.warn(f"{self.context.where}: skipped {self.skipped} bad records")
         if not found:

@@ -49,7 +49,7 @@ def test_the_pipeline_of_every_kind_of_feedback_runs_from_end_to_end(project, tm
     demonstrations = "summary-demonstrations" if kind == "summary" else "desk-demonstrations"
     overrides = [f"feedback.{id}.limit=96" for id in [demonstrations, *feedback]]
     overrides += [f"reward.{id}.epochs=1" for id in fitted]
-    overrides += ["stages.sft.epochs=1", "stages.optimize.steps=1", "optimizer.ppo.prompts_per_step=8"]
+    overrides += ["stages.sft.epochs=1", "stages.optimize.steps=1", "optimizer.ppo.prompts_per_step=32"]
     result = project.run(f"quickstart-{kind}", out=tmp_path / "run", overrides=overrides)
     stages = result.summary["stages"]
     assert list(stages)[-2:] == ["evaluate", "export"]

@@ -22,6 +22,11 @@ RATINGS = [
     {"prompt": "Count.", "completion": "1", "label": True},
 ]
 
+EDITS = [
+    {"prompt": "Name a colour.", "original": " Blue, stupid.", "edited": " Blue, please.", "annotator": "ann"},
+    {"prompt": "早上好!", "original": "你好吗", "edited": "您好吗?"},
+]
+
 
 def rows(records: list[dict[str, Any]], **options: Any) -> Callable[[Path], list[dict[str, Any]]]:
     """An example that reads `records` from a JSONL file."""
@@ -70,6 +75,12 @@ def classifiers(folder: Path) -> list[dict[str, Any]]:
     return [{"model": "model", "label": "LABEL_1"}, {"model": "model", "label": 0, "of": "prompt-response"}]
 
 
+def edits(folder: Path) -> list[dict[str, Any]]:
+    """Examples of every form that an edit can take."""
+    (config,) = rows(EDITS)(folder)
+    return [{**config, "gives": form} for form in ("edits", "comparisons", "demonstrations", "salt")]
+
+
 FRESH = tiny_model()["fresh"]
 LLAMA = {
     "architecture": "llama",
@@ -96,6 +107,8 @@ EXAMPLES: dict[str, Any] = {
     "feedback/records": rows([record.model_dump(mode="json") for record in example_feedback()]),
     "feedback/preference": rows(COMPARISONS),
     "feedback/strength": [{"feedback": "toy", "members": 2, "member": {"fresh": FRESH, "max_tokens": 64}}],
+    "feedback/edit": edits,
+    "reward/edit": [{"fresh": FRESH, "max_tokens": 64}, {"policy": "toy", "max_tokens": 64, "pooling": "last"}],
     "reward/function": [{"function": "length"}],
     "reward/mix": [
         {"rewards": {"toy": 1.0, "other": -0.5}, "scale": {"toy": {"mean": 0.5, "std": 0.1}}},
@@ -124,6 +137,7 @@ EXAMPLES: dict[str, Any] = {
         {"policy": "toy", "max_tokens": 64, "pooling": "mean", "algorithm": "gail", "demonstrations": "toy"},
     ],
     "reward/keywords": [{"prefer": ["thanks", "谢谢"], "avoid": ["know"], "max_count": 2}],
+    "reward/linear": [{"held_out": 0}, {"held_out": 0, "analyzer": "char", "ngrams": (1, 3), "cross": False}],
     "reward/sentiment": [{"fresh": FRESH, "max_tokens": 64}],
     "reward/coherence": [{"policy": "toy", "max_tokens": 64}],
     "reward/length": [{"target": 5}, {"target": 20, "unit": "characters"}],

@@ -344,7 +344,8 @@ def test_demonstrations_of_weight_zero_are_left_out_and_weights_scale():
     assert [t.weight for t in task.train] == [1.0, 3.0]
     once, thrice = (float(task.loss([t]).total) for t in task.train)
     plain = policy.demonstrations([r.model_copy(update={"weight": 1.0}) for r in records[1:]], held_out=0)
-    assert [once, thrice] == pytest.approx([float(plain.loss([t]).total) * w for t, w in zip(plain.train, (1, 3))])
+    pairs = zip(plain.train, (1, 3), strict=True)
+    assert [once, thrice] == pytest.approx([float(plain.loss([t]).total.detach()) * w for t, w in pairs])
 
 
 def test_encoded_text_equals_what_sampling_would_have_said():

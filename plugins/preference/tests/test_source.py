@@ -288,7 +288,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_config_errors() -> None:
-    with pytest.raises(ValidationError, match=r"give `path` \(a JSONL file\) or `dataset` \(a hub id\)"):
+    with pytest.raises(ValidationError, match=r"give `path` \(a file\) or `dataset` \(a hub id\)"):
         PreferencesConfig()
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         PreferencesConfig(path="x.jsonl", pth="y")  # type: ignore[call-arg]

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import unittest
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -127,12 +128,15 @@ class Example:
     several: bool = False
 
     def build(self, **surroundings: Any) -> Any:
-        """The component as the runner would make it, in a `tiny_context`."""
+        """The component as the runner would make it, in a `tiny_context`; a reward that has no score yet is fitted."""
         from .toys import tiny_context
 
         spec = self.subject.spec
         context = tiny_context(spec.kind, spec.name, **{"directory": self.subject.folder, **surroundings})
-        return self.subject.component_class(self.config, context)
+        component = self.subject.component_class(self.config, context)
+        if spec.kind == "reward":
+            _fit_if_asked(component)
+        return component
 
     def with_config(self, **changes: Any) -> Example:
         """The same with other values in its config."""
@@ -141,6 +145,21 @@ class Example:
     def fail(self, got: str, expected: str, fix: str = "") -> NoReturn:
         options = f" with {self.config.model_dump(mode='json', exclude_unset=True)}" if self.several else ""
         raise ConformanceError(f"{self.subject}{options}", got, expected, fix)
+
+
+def _fit_if_asked(reward: Any) -> None:
+    """Fit a reward that refuses to score before it has learnt, on the first kind of `example_feedback` it takes."""
+    from ..records import Prompt, Sample
+    from .records import example_feedback
+
+    records = example_feedback()
+    try:
+        reward.score([Sample(Prompt(text="Hello"), " there")])
+    except RLHFError:
+        for kind in dict.fromkeys(record.kind for record in records):
+            with suppress(RLHFError):
+                reward.fit([record for record in records if record.kind == kind])
+                return
 
 
 # --- choosing --------------------------------------------------------------------------------------------------------

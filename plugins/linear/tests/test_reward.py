@@ -132,11 +132,12 @@ def test_sentiment_is_between_minus_one_and_one() -> None:
     assert values(fitted(scored), ["lovely"]) == pytest.approx([-0.5], abs=0.05)
 
 
+@pytest.mark.parametrize("C", [None, 0.01])
 @pytest.mark.parametrize("estimator", ["ridge", "svr"])
-def test_ratings_of_any_scale_become_shares_of_it(estimator: str) -> None:
+def test_ratings_of_any_scale_become_shares_of_it_however_regularised(estimator: str, C: float | None) -> None:
     records = [rating(word, score, f"p{i}", scale=scale) for i in range(40)
                for word, score, scale in (("poor", 2, (1, 5)), ("good", 9, (0, 10)), ("good", 4.6, (1, 5)))]  # fmt: skip
-    assert values(fitted(records, estimator=estimator), ["poor", "good"]) == pytest.approx([0.25, 0.9], abs=0.05)
+    assert values(fitted(records, estimator=estimator, C=C), ["poor", "good"]) == pytest.approx([0.25, 0.9], abs=0.05)
 
 
 # --- weights, confidence, calibration --------------------------------------------------------------------------------
@@ -191,6 +192,9 @@ def test_score_differences_are_log_odds() -> None:
     assert fitted(records, C=100.0)._line.C == 100.0  # type: ignore[union-attr]
     doubtful = [pair("tea", "milk", f"p{i}", confidence=0.75) for i in range(1000)]
     tea, milk = values(fitted(doubtful), ["tea", "milk"])
+    assert tea - milk == pytest.approx(1.0986, abs=0.02)
+    heavy = [pair("tea", "milk", f"p{i}", weight=3.0) for i in range(500)]
+    tea, milk = values(fitted([*heavy, *(pair("milk", "tea", f"q{i}") for i in range(500))]), ["tea", "milk"])
     assert tea - milk == pytest.approx(1.0986, abs=0.02)
 
 

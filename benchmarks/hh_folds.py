@@ -1,6 +1,6 @@
 """Reward models on real preferences: 10-fold cross-validation, split by prompt, every model in the same folds.
 
-    python benchmarks/hh_folds.py --pairs hh_rlhf_harmless_1500.jsonl.gz --encoder MODEL_FOLDER [--out hh_folds.json] [NAME ...]
+    python benchmarks/hh_folds.py --pairs hh_rlhf_harmless_1500.jsonl.gz --encoder MODEL_FOLDER [--out FILE] [NAME ...]
 
 `NAME` are variants of the table below (by default those without a star). What is done is kept in `--out`, pair by pair,
 and not done again. Prints accuracy over all pairs (a tie counts half) with the standard error over folds, and the
@@ -29,8 +29,8 @@ SCRATCH = {
                   "num_key_value_heads": 4, "max_position_embeddings": 256},
         "tokenizer": {"text": ["train"], "vocab_size": 2048},
     },
-    "pooling": "mean", "max_tokens": 256, "learning_rate": 3e-4, "lr_schedule": "cosine", "warmup_steps": 10, "epochs": 2,
-    "weight_decay": 0.1,
+    "pooling": "mean", "max_tokens": 256, "learning_rate": 3e-4, "lr_schedule": "cosine", "warmup_steps": 10,
+    "epochs": 2, "weight_decay": 0.1,
 }  # fmt: skip
 ENCODER = {"model": "ENCODER", "pooling": "mean", "max_tokens": 160}
 STRENGTH = {"members": 4, "lowest_share": 0.1, "ambiguous_share": 0.2}
@@ -48,7 +48,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "seed 1*": {"use": "preference", **ENCODER, "seed": 1},
     "seed 2*": {"use": "preference", **ENCODER, "seed": 2},
     "cleaned: flip*": {"use": "preference", **ENCODER, "clean": {**STRENGTH, "lowest": "flip", "ambiguous": "keep"}},
-    "cleaned: smooth*": {"use": "preference", **ENCODER, "clean": {**STRENGTH, "lowest": "smooth", "ambiguous": "smooth"}},
+    "cleaned: smooth*": {"use": "preference", **ENCODER,
+                         "clean": {**STRENGTH, "lowest": "smooth", "ambiguous": "smooth"}},
     "cleaned: drop*": {"use": "preference", **ENCODER, "clean": {**STRENGTH, "lowest": "drop", "ambiguous": "keep"}},
     "margin*": {"use": "preference", **ENCODER,
                 "clean": {**STRENGTH, "lowest": "keep", "ambiguous": "keep", "margin": True}},
@@ -165,7 +166,8 @@ def main() -> None:
             done[name][str(number)] = differences(variants[name], train, test, args.encoder, number)
             seconds = time.perf_counter() - start
             done["seconds"][name] = seconds
-            print(f"{name} fold {number}: {100 * accuracy(done[name][str(number)]):.1f} % of {len(test)}, {seconds:.0f} s")
+            percent = 100 * accuracy(done[name][str(number)])
+            print(f"{name} fold {number}: {percent:.1f} % of {len(test)}, {seconds:.0f} s")
             args.out.write_text(json.dumps(done))
     print(f"\n{len(records)} pairs, {FOLDS} folds by prompt\n")
     table(done, args.reference)

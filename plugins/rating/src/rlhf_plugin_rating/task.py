@@ -73,7 +73,7 @@ class RatingTask(SupervisedTask):
 
     @torch.no_grad()
     def evaluate(self, examples: Sequence[Rated]) -> StepStats:
-        """`spearman` of scores and ratings, and of each aspect; `mse` in the unit of the targets; number of `ratings`."""
+        """`spearman` of scores and ratings, and of each aspect; `mse` in the targets' unit; how many `ratings`."""
         readings = self.reward.readings(self.reward.predict([e.ids for e in examples])).double().cpu()
         targets, rated = _table([e.targets for e in examples], readings)
         if self.config.loss == "ordinal":

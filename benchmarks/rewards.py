@@ -3,8 +3,8 @@
     python benchmarks/rewards.py [--seeds 0 1 2] [NAME ...]
 
 For each seed all feedback is made again, the policy learns from its demonstrations, and each reward of registry.yaml
-is fitted on its own kind of feedback. Then it scores replies nobody has seen, to prompts kept out of everything: printed
-is the rank correlation (Spearman) with the truth, over all replies and their prompts.
+is fitted on its own kind of feedback. Then it scores replies nobody has seen, to prompts kept out of all; what is
+printed is the rank correlation (Spearman) with the truth, over all replies and their prompts.
 """
 
 from __future__ import annotations

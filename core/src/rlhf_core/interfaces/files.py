@@ -107,8 +107,8 @@ def _cells(path: Path, separator: str, **options: Any) -> Iterator[dict[str, Any
 
 
 def _parquet_rows(path: Path) -> Placed:
-    from pyarrow import ArrowException  # type: ignore[import-untyped]
-    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
 
     try:
         # buffered, a page at a time; by default the columns of a row group are read whole, and ahead

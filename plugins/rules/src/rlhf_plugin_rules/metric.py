@@ -66,7 +66,7 @@ class Metric(RewardModel[MetricConfig]):
 
     def _rouge(self, response: str, references: Sequence[str]) -> float:
         if "rouge" not in self._scorers:
-            from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
+            from rouge_score.rouge_scorer import RougeScorer
 
             self._scorers["rouge"] = RougeScorer([self.config.metric], tokenizer=_Words())
             self._signatures.add(

@@ -102,7 +102,7 @@ def make_reward(world: World, policy: Chain, demonstrations: Sequence[str], seed
             "tokenizer": {"text": ["texts"], "vocab_size": 270},
         },
         "samples_from": "reference", "held_out": 0.0, "pooling": "mean", "batch_size": 64, "learning_rate": 3e-3,
-        "weight_decay": 0.5,
+        "weight_decay": 0.2,
         **({"demonstrations": "experts"} if online else {}), **config,
     }  # fmt: skip
     reward = IRLReward(IRLRewardConfig.model_validate(settings), Context("reward", "irl", seed, resolve=resolve))
@@ -120,8 +120,8 @@ def everything(world: World, reward: IRLReward) -> Tensor:
 def learn(world: World, demonstrations: Sequence[str], algorithm: str, seed: int, **config: Any) -> Tensor:
     """The scores of every response after learning from `demonstrations`: a fit, and but for one-shot STEPS in turn."""
     policy = Chain(world)
-    settings = {"epochs": 8, "lr_schedule": "cosine", "samples_per_demonstration": 2, "update_learning_rate": 1e-3,
-                "standardise": algorithm == "maxent"}  # fmt: skip
+    settings = {"epochs": 6, "lr_schedule": "cosine", "samples_per_demonstration": 4, "update_learning_rate": 1e-3,
+                "standardise": False}  # fmt: skip
     reward = make_reward(world, policy, demonstrations, seed, algorithm=algorithm, **{**settings, **config})
     reward.fit(Texts(demonstrations))
     for step in range(0 if algorithm == "one-shot" else STEPS):

@@ -15,6 +15,7 @@ import pytest
 from rlhf_core import hookimpl
 from rlhf_core.api import load
 from rlhf_core.plugins import load_plugins
+from rlhf_core.runs import checkpoint
 from rlhf_core.runs.signals import Interrupted
 
 REGISTRY = """\
@@ -115,7 +116,12 @@ def test_every_step_tells_what_the_reward_learnt(whole: Path) -> None:
     assert held_out.keys() == {"accuracy", "loss", "demo_score", "sample_score", "longer", "deviation", "examples"}
 
 
-@pytest.mark.parametrize(("stage", "step"), [("fit-reward", 2), ("optimize", 2)])
+def test_what_the_run_keeps_is_the_reward_as_optimize_left_it(whole: Path) -> None:
+    kept = checkpoint.load(whole / "components" / "reward.expert")
+    assert kept["updates"] == 6, "three steps of two updates"
+
+
+@pytest.mark.parametrize(("stage", "step"), [("fit-reward", 2), ("optimize", 2), ("optimize", 3)])
 def test_a_resumed_run_is_the_same_to_the_last_bit(whole: Path, stage: str, step: int, tmp_path: Path) -> None:
     folder = write_project(tmp_path)
     plugins = load_plugins()

@@ -105,6 +105,9 @@ class Optimize(Stage[OptimizeConfig]):
         return {name: entry["mean"] for name, entry in result.summary().items()}
 
     def finish(self) -> dict[str, Any]:
+        for model in self.sampler.mix.models.values():
+            if isinstance(model, OnlineReward):
+                self.run.keep(model)  # as it is now, for later stages of a resumed run
         return {"steps": self.config.steps, "rewards": dict(self.config.rewards)}
 
     def components(self) -> dict[str, Component[Any]]:

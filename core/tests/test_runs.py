@@ -19,6 +19,8 @@ from rlhf_core.runs import checkpoint
 from rlhf_core.runs.directory import Log
 from rlhf_core.runs.display import interval
 
+BEFORE = signal.getsignal(signal.SIGINT)  # ignored where the tests run in the background
+
 REGISTRY = """\
 schema_version: 1
 functions: {vowels: rewards.py:vowels, broken: rewards.py:broken, short: rewards.py:short}
@@ -513,4 +515,4 @@ def test_intervals_are_196_standard_errors():
 
 
 def test_signals_are_handed_back(whole):
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is BEFORE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -174,6 +175,37 @@ def test_token_ends_count_characters_of_many_byte_text():
     for t, end in enumerate(ends):
         whole = policy.codec.decode(ids[: t + 1])
         assert text[:end] == whole.rstrip("\ufffd")[:end] and len(whole.rstrip("\ufffd")) == end
+
+
+@pytest.mark.parametrize("prompt", [
+    Prompt(text="Ask:"), Prompt(text=(Message(role="user", content="Hi"),))
+])  # fmt: skip
+def test_token_ranges_are_the_characters_of_a_response(prompt):
+    """They agree with step-by-step decoding wherever a token completes a character."""
+    codec = make_policy().codec
+    for response in ("你好,请重启。🙂👍🏽", " Thanks, don't e\u0301t. ", "no space"):
+        ids = codec.encode_response(prompt, response)
+        ranges = codec.token_ranges(prompt, response, ids)
+        shift = len(prompt.render_response(response)) - len(response)
+        before = -shift
+        for (_, end), decoded in zip(ranges, codec.token_ends(ids), strict=True):
+            if decoded - shift > before:
+                assert end == decoded - shift
+                before = end
+        assert ranges[-2][1] == len(response) and ranges[-1] == (len(response), len(response))
+        assert {i for a, b in ranges for i in range(max(a, 0), b)} == set(range(len(response)))
+        # of a shortened response the same, closed or not
+        assert codec.token_ranges(prompt, response, ids[:3]) == ranges[:3]
+        closed = codec.token_ranges(prompt, response, [*ids[:3], codec.eos])
+        assert closed[:3] == ranges[:3] and closed[3][0] == closed[3][1]
+
+
+def test_token_ranges_need_a_tokenizer_that_knows_them():
+    codec = make_policy().codec
+    codec.tokenizer = SimpleNamespace(is_fast=False)
+    words = "SimpleNamespace does not say where its tokens stand in a text; expected a fast tokenizer; choose a model"
+    with pytest.raises(ConfigError, match=words):
+        codec.token_ranges(Prompt(text="p"), "r", [1])
 
 
 def test_no_dropout_in_scoring():

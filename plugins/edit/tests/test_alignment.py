@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rlhf_plugin_edit.alignment import Change, align, apply, pieces
+from rlhf_core.segmentation import pieces
+from rlhf_plugin_edit.alignment import Change, align, apply
 
 GOLDEN = Path(os.environ.get("RLHF_GOLDEN") or Path(__file__).resolve().parents[3] / "../shared/golden/golden.json")
 # texts that share words, in scripts with and without spaces, with white space and marks of every kind
@@ -66,27 +67,6 @@ def test_applying_the_changes_gives_the_edited_text(original: str, edited: str) 
 def test_nothing_changes_in_the_same_text(text: str) -> None:
     found = align(text, text)
     assert (found.changes, found.distance) == ((), 0.0)
-
-
-@given(TEXTS | st.text(max_size=20))
-def test_pieces_tile_the_text(text: str) -> None:
-    tiles = pieces(text)
-    assert "".join(text[a:b] for a, b in tiles) == text
-    assert all(a < b for a, b in tiles)
-
-
-@pytest.mark.parametrize(("text", "words"), [
-    ("Thanks, don't worry.", ["Thanks", ",", " don't", " worry", "."]),
-    (" 10 cats:\n\n- one", [" 10", " cats", ":", "\n\n-", " one"]),
-    ("你好吗?谢谢!", ["你", "好", "吗", "?", "谢", "谢", "!"]),
-    ("用AI写, 再查", ["用", "AI", "写", ",", " 再", "查"]),
-    ("ありがとう 🙂👍🏽", ["あ", "り", "が", "と", "う", " 🙂", "👍🏽"]),
-    ("नमस्ते दुनिया", ["नमस्ते", " दुनिया"]),
-    ("so e\u0301te\u0301  \n", ["so", " e\u0301te\u0301", "  \n"]),
-    ("", []),
-])  # fmt: skip
-def test_pieces(text: str, words: list[str]) -> None:
-    assert [text[a:b] for a, b in pieces(text)] == words
 
 
 @pytest.mark.parametrize(("original", "edited", "deleted", "inserted", "distance"), [

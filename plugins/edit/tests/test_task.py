@@ -9,8 +9,7 @@ import pytest
 import torch
 from rlhf_core.errors import DataError
 from rlhf_core.records import Comparison, Demonstration, Edit, Message, Prompt
-from rlhf_plugin_edit.network import DELETED, INSERTED, KEPT, credit
-from rlhf_plugin_edit.task import area_under_curve
+from rlhf_plugin_edit.task import DELETED, INSERTED, KEPT, area_under_curve, credit
 from torch import Tensor
 
 from .toys import edits, make_reward
@@ -68,18 +67,17 @@ def test_demonstrations_are_counted_and_left_out_and_other_feedback_is_an_error(
 def judged(scores: list[float], *logits: list[float]) -> Any:
     """Instead of a network: these scores of the texts, and these logits of all tokens of each."""
 
-    def judge(texts: Any) -> tuple[Tensor, Tensor, Tensor]:
-        width = max(len(t.ids) for t in texts)
-        mask = torch.tensor([[t.first <= i < len(t.ids) for i in range(width)] for t in texts])
-        return torch.tensor(scores), torch.tensor(logits)[:, None].expand(-1, width, -1), mask
+    def both(texts: Any) -> tuple[Tensor, Tensor]:
+        width = max(len(ids) for ids in texts)
+        return torch.tensor(scores)[:, None], torch.tensor(logits)[:, None].expand(-1, width, -1)
 
-    return judge
+    return both
 
 
 def test_the_loss_by_hand() -> None:
     """Two edits of margin 1/2 (the only word replaced), the second weighing 3."""
     task = task_of(one(" cat", " dog"), one(" old", " town", weight=3), margin=0.5, center_coef=0.1, credit_coef=0.5)
-    task.reward.judge = judged([1.0, 0.0, 0.0, 2.0], *[[0.0] * 3] * 4)
+    task.reward.both = judged([1.0, 0.0, 0.0, 2.0], *[[0.0] * 3] * 4)
     loss = task.loss(task.train)
     # log(1 + e^-0.5) + 3 log(1 + e^2.5), 0.1 (1 + 3 x 4), and 0.5 log 3 for either text of 1 + 3 edits
     assert float(loss.total) == pytest.approx(0.4740770 + 3 * 2.5788897 + 1.3 + 4 * 1.0986123, rel=1e-5)
@@ -90,16 +88,16 @@ def test_the_loss_by_hand() -> None:
 def test_the_evaluation_by_hand() -> None:
     task = task_of(one(" cat", " dog"), one(" old", " town"), Demonstration(prompt="p", response="a rewrite"))
     good, bad = [math.log(p) for p in (0.2, 0.3, 0.5)], [math.log(p) for p in (0.6, 0.3, 0.1)]
-    task.reward.judge = judged([1.0, 0.0, 0.0, 2.0], good, good, bad, bad)
+    task.reward.both = judged([1.0, 0.0, 0.0, 2.0], good, good, bad, bad)
     found = task.evaluate(task.train)
     assert (found["accuracy"], found["margin"], found["pairs"], found["rewrites"]) == (0.5, -0.5, 2, 1)
     assert found["credit_auc"] == 1.0
     # credits and scores (0.3, 1), (0.3, 0), (-0.5, 0), (-0.5, 2): covariance -0.4 / 3, variance 0.64 / 3
     assert found["credit_slope"] == pytest.approx(-0.625)
-    task.reward.judge = judged([1.0, 0.0, 0.0, 2.0], bad, good, bad, good)
+    task.reward.both = judged([1.0, 0.0, 0.0, 2.0], bad, good, bad, good)
     found = task.evaluate(task.train)
     assert found["credit_auc"] < 1.0
-    task.reward.judge = judged([1.0, 0.0, 0.0, 2.0], *[good] * 4)
+    task.reward.both = judged([1.0, 0.0, 0.0, 2.0], *[good] * 4)
     assert task.evaluate(task.train)["credit_auc"] == 0.5
     assert "credit_slope" not in task.evaluate(task.train), "where all have the same credit there is no slope"
 

@@ -1,4 +1,4 @@
-"""What the columns hold: words, TF-IDF and products, by hand."""
+"""What the columns hold: TF-IDF and products, by hand."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from rlhf_core.records import Message, Prompt, Sample
 from rlhf_plugin_linear.config import LinearRewardConfig
-from rlhf_plugin_linear.features import PROMPT_WORDS, TextFeatures
-from rlhf_plugin_linear.text import question, words
+from rlhf_plugin_linear.features import PROMPT_WORDS, TextFeatures, question
 
 
 def learn(samples: list[tuple[str, str]], **config: Any) -> TextFeatures:
@@ -26,18 +25,6 @@ def row(features: TextFeatures, response: str, prompt: str = "Hello") -> list[fl
 def columns(features: TextFeatures, name: str) -> list[str]:
     vocabulary: list[str] = features.state_dict()[name]["vocabulary"]
     return vocabulary
-
-
-@pytest.mark.parametrize(("text", "expected"), [
-    ("Don't panic: well-known, 100%!", ["Don't", "panic", "well", "known", "100"]),
-    ("我用AI写，真的！", ["我", "用", "AI", "写", "真", "的"]),
-    ("コーヒーを", ["コ", "ー", "ヒ", "ー", "を"]),
-    ("감사합니다 고객님", ["감사합니다", "고객님"]),
-    ("किताब cafe\u0301", ["किताब", "cafe\u0301"]),
-    (" 🙂 … ", []),
-])  # fmt: skip
-def test_words(text: str, expected: list[str]) -> None:
-    assert words(text) == expected
 
 
 def test_a_chat_asks_its_last_message() -> None:

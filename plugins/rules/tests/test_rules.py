@@ -18,7 +18,7 @@ from rlhf_plugin_rules import rlhf_components
 from rlhf_plugin_rules.config import KeywordsConfig, LengthConfig, RegexConfig, RepetitionConfig
 from rlhf_plugin_rules.keywords import Keywords
 from rlhf_plugin_rules.surface import Length, Regex, Repetition
-from rlhf_plugin_rules.text import Finder, script, sentences, words
+from rlhf_plugin_rules.text import Finder, script, sentences
 from ruamel.yaml import YAML
 
 from .toys import credits, score, values
@@ -74,19 +74,7 @@ def test_scores_are_float32_one_per_sample_and_do_not_depend_on_the_batch(reward
     assert score(reward, [], **config).values.shape == (0,)
 
 
-# --- words -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("text", "expected"), [
-    ("Don't panic: well-known, 100%!", ["Don't", "panic", "well", "known", "100"]),
-    ("我用AI来写代码，真的！", ["我", "用", "AI", "来", "写", "代", "码", "真", "的"]),
-    ("コーヒーを。", ["コ", "ー", "ヒ", "ー", "を"]),
-    ("감사합니다 고객님", ["감사합니다", "고객님"]),
-    ("किताब cafe\u0301", ["किताब", "cafe\u0301"]),
-    (" 🙂 … ", []),
-])  # fmt: skip
-def test_words(text: str, expected: list[str]) -> None:
-    assert words(text) == expected
+# --- sentences -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("text", "expected"), [

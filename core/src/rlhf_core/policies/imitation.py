@@ -38,7 +38,7 @@ def encode_demonstration(record: Demonstration, codec: Codec, longest: int | Non
     factors = None
     if record.spans:
         spans = [(span.start, span.end, span.weight) for span in record.spans]
-        found = at_last_character(codec.token_ranges(record.response, ids), spans)
+        found = at_last_character(codec.token_ranges(record.prompt, record.response, ids), spans)
         factors = [1.0 if weight is None else weight for weight in found]
     return Tokens(codec.encode_prompt(record.prompt, len(ids)), ids, record.weight, factors)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..records import Prompt
 
 
@@ -57,11 +57,41 @@ class Codec:
 
     def encode_response(self, prompt: Prompt, response: str) -> list[int]:
         """Token ids of a response as it would have been sampled, closed by end of text."""
-        if not isinstance(prompt.text, str) and self.tokenizer.chat_template:
-            text = response
-        else:
-            text = prompt.render_response(response)
+        text = self._after(prompt, response)
         return [*self.tokenizer(text, add_special_tokens=False).input_ids, self.eos]
+
+    def token_ranges(self, prompt: Prompt, response: str, ids: Sequence[int]) -> list[tuple[int, int]]:
+        """For each token of a response that `encode_response` encoded, the characters [start, end) of it in `response`.
+
+        Tokens that share a character have the same one. A space that the tokenizer needs in front of a response stands
+        below 0. The end of text has none.
+
+        Args:
+            ids: as `encode_response` gave them, or the first of them, with or without an end of text.
+
+        Raises:
+            ConfigError: the tokenizer does not say where its tokens stand.
+        """
+        if not self.tokenizer.is_fast:
+            raise ConfigError(
+                self.where,
+                f"{type(self.tokenizer).__name__} does not say where its tokens stand in a text",
+                "a fast tokenizer",
+                "choose a model that comes with a tokenizer.json",
+            )
+        text = self._after(prompt, response)
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        shift = len(text) - len(response)
+        ranges = [(start - shift, end - shift) for start, end in encoded.offset_mapping[: len(ids)]]
+        closed = len(ids) > len(ranges) or encoded.input_ids[: len(ids)] != list(ids)
+        end = len(response)
+        return [*ranges[: len(ids) - 1], (end, end)] if closed else ranges
+
+    def _after(self, prompt: Prompt, response: str) -> str:
+        """The text of a response as it stands after its prompt."""
+        if not isinstance(prompt.text, str) and self.tokenizer.chat_template:
+            return response
+        return prompt.render_response(response)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of sampled ids, without special tokens and without cosmetic changes."""
@@ -88,27 +118,12 @@ class Codec:
         return ends
 
 
-    def token_ranges(self, response: str, ids: Sequence[int]) -> list[tuple[int, int]]:
-        """For each token of a response that `encode_response` encoded, the characters [start, end) of it in `response`.
-
-        A token without characters of its own (part of one, end of text) has an empty range. Ranges may begin below 0:
-        tokenizers differ in what they make of the space that a response begins with.
-        """
-        shift = _leading_space(self.decode(ids)) - _leading_space(response)
-        ends = [end - shift for end in self.token_ends(ids)]
-        return list(zip([-shift, *ends], ends, strict=False))
-
-
 def at_last_character(ranges: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int, float]]) -> list[float | None]:
     """For each range the value of the first of `spans` (start, end, value) that holds its last character, or None."""
     return [
         next((value for a, b, value in spans if a <= end - 1 < b), None) if end > start else None
         for start, end in ranges
     ]
-
-
-def _leading_space(text: str) -> int:
-    return len(text) - len(text.lstrip())
 
 
 def pad_left(rows: Sequence[Sequence[int]], value: int, device: Any) -> tuple[Tensor, Tensor]:

@@ -1,21 +1,15 @@
 """Which words an edit changed. Positions are characters.
 
 The alignment is Levenshtein's over words, each edit operation at cost 1 (Needleman and Wunsch, 1970, as in SALT: Yao et
-al., 2023, arXiv:2310.05857, section 4.1). The patterns are for the `regex` package, in its version 1 syntax: ``--`` is
-set difference, ``&&`` intersection, and ``\\w`` holds combining marks.
+al., 2023, arXiv:2310.05857, section 4.1).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import regex
 from rapidfuzz.distance import Levenshtein
-
-_NO_SPACES = r"[\p{Han}\p{Hiragana}\p{scx=Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
-_UNSPACED = rf"[\w&&{_NO_SPACES}]"
-_SPACED = rf"[\w--{_NO_SPACES}]"
-_PIECE = regex.compile(rf"(?V1)\s*+(?:{_UNSPACED}\p{{M}}*|{_SPACED}+(?:['\u2019]{_SPACED}+)*|\X)|\s+")
+from rlhf_core.segmentation import pieces
 
 Range = tuple[int, int]
 
@@ -49,16 +43,6 @@ class Alignment:
     def inserted(self) -> tuple[Range, ...]:
         """What is new, as ranges [start, end) of the edited text."""
         return tuple((c.at, c.at + len(c.text)) for c in self.changes if c.text)
-
-
-def pieces(text: str) -> list[Range]:
-    """Words with the white space before them, as ranges that tile `text`.
-
-    A word is a run of letters, digits and inner apostrophes; in scripts without spaces (Chinese, Japanese, Thai, Lao,
-    Khmer, Burmese) every character is one, and so is every punctuation mark and every emoji anywhere. White space at
-    the end of a text is a piece without a word.
-    """
-    return [match.span() for match in _PIECE.finditer(text)]
 
 
 def align(original: str, edited: str) -> Alignment:

@@ -8,46 +8,33 @@ Yao et al., 2023, arXiv:2310.05857), as a learnt expectation.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
-from rlhf_core.errors import ConfigError
-from rlhf_core.interfaces import Context, SupervisedTask
-from rlhf_core.policies.text import pad_right
+from rlhf_core.interfaces import SupervisedTask
 from rlhf_core.records import Demonstration, Edit, Feedback, Prompt, Sample, Scores, Span
-from rlhf_core.rewards.text import TextReward
+from rlhf_core.rewards.credit import CreditNetwork, CreditReward
+from rlhf_core.segmentation import pieces
 from rlhf_core.training import by_tokens
-from torch import Tensor, nn
+from torch import nn
 
-from .alignment import align, pieces
+from .alignment import align
 from .config import EditRewardConfig
-from .network import DELETED, INSERTED, EditNetwork, credit
-from .task import EditPair, EditTask, Text
+from .task import DELETED, INSERTED, EditPair, EditTask, Text, credit
 
 NEGLIGIBLE = 0.02  # words with less credit earn nothing of their own
 
 
-class EditReward(TextReward[EditRewardConfig]):
+class EditReward(CreditReward[EditRewardConfig]):
     """Scores a response in log-odds of being the edited one, with spans for the words that earn or cost something.
 
     Spans move part of the score to where it is earned; the score is the same with and without them.
+
+    A decoder's token sees the prompt and what stands before it, so its credit judges saying this word here, whatever
+    follows.
     """
 
-    network: EditNetwork
-
-    def __init__(self, config: EditRewardConfig, context: Context) -> None:
-        super().__init__(config, context)
-        tokenizer = self.codec.tokenizer
-        if not tokenizer.is_fast:
-            raise ConfigError(
-                context.where,
-                f"{type(tokenizer).__name__} does not say where its tokens stand in a text",
-                "a fast tokenizer",
-                "choose a model that comes with a tokenizer.json",
-            )
-
-    def make_network(self, trunk: nn.Module, hidden_size: int) -> EditNetwork:
-        return EditNetwork(trunk, hidden_size, self.config.pooling, self.generator())
+    def make_network(self, trunk: nn.Module, hidden_size: int) -> CreditNetwork:
+        return CreditNetwork(trunk, hidden_size, self.config.pooling, self.generator(), credits=3)
 
     def task(self, feedback: Iterable[Feedback]) -> SupervisedTask:
         rewrites = 0
@@ -79,21 +66,8 @@ class EditReward(TextReward[EditRewardConfig]):
     def read(self, prompt: Prompt, response: str) -> Text:
         """The ids of a whole text and where its tokens stand in the response."""
         question, answer = self.encode_parts(prompt, response)
-        tokenizer: Any = self.codec.tokenizer
-        chat = not isinstance(prompt.text, str) and tokenizer.chat_template
-        text = response if chat else prompt.render_response(response)  # as Codec.encode_response has it
-        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
-        shift = len(text) - len(response)
-        ends = [end - shift for _, end in offsets[: len(answer) - 1]]
-        return Text([*question, *answer], len(question), pieces(response), ends)
-
-    def judge(self, texts: Sequence[Text]) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores (B,), token logits (B, S, 3), and mask (B, S), True on response tokens."""
-        ids, mask = pad_right([text.ids for text in texts], self.codec.pad, self.context.device)
-        with self.context.autocast():
-            scores, logits = self.network.judge(ids, mask)
-        first = torch.tensor([[text.first] for text in texts], device=ids.device)  # (B, 1)
-        return scores, logits, mask & (torch.arange(ids.shape[1], device=ids.device) >= first)
+        ranges = self.codec.token_ranges(prompt, response, answer)
+        return Text([*question, *answer], len(question), pieces(response), [end for _, end in ranges[:-1]])
 
     @torch.no_grad()
     def score(self, samples: Sequence[Sample]) -> Scores:
@@ -102,8 +76,8 @@ class EditReward(TextReward[EditRewardConfig]):
         values = torch.zeros(len(texts), device=self.context.device)
         spans: list[tuple[Span, ...]] = [()] * len(texts)
         for rows in by_tokens([len(text.ids) for text in texts], self.config.micro_batch_tokens):
-            scores, logits, _ = self.judge([texts[row] for row in rows])
-            values[rows] = scores.float()
+            outputs, logits = self.both([texts[row].ids for row in rows])
+            values[rows] = outputs[:, 0].float()
             for row, credits in zip(rows, credit(logits).tolist(), strict=True):
                 spans[row] = self._spans(samples[row].response, texts[row], credits)
         earned = values.new_tensor([sum(span.credit for span in row) for row in spans])

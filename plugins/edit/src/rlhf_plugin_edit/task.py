@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from .alignment import Range
-from .network import DELETED, INSERTED, KEPT, credit
 
 if TYPE_CHECKING:
     from .reward import EditReward
+
+DELETED, KEPT, INSERTED = range(3)
 
 
 @dataclass(frozen=True)
@@ -141,11 +142,19 @@ class EditTask(SupervisedTask):
         The mask is True on response tokens, end of text included.
         """
         texts = [e.edited for e in examples] + [e.original for e in examples]
-        scores, logits, mask = self.reward.judge(texts)
-        labels = torch.full(mask.shape, KEPT, device=mask.device)
+        outputs, logits = self.reward.both([text.ids for text in texts])
+        labels = torch.full(logits.shape[:2], KEPT, device=logits.device)
+        mask = torch.zeros_like(labels, dtype=torch.bool)
         for row, known in enumerate([e.edited_labels for e in examples] + [e.original_labels for e in examples]):
             labels[row, : len(known)] = labels.new_tensor(known)
-        return scores, logits, labels, mask
+            mask[row, texts[row].first : len(known)] = True
+        return outputs[:, 0], logits, labels, mask
+
+
+def credit(logits: Tensor) -> Tensor:
+    """(..., 3) to (...): P(inserted) - P(deleted), from -1 to 1."""
+    chances = logits.softmax(-1)
+    return chances[..., INSERTED] - chances[..., DELETED]
 
 
 def area_under_curve(high: Tensor, low: Tensor) -> float:

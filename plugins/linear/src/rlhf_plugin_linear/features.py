@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rlhf_core.interfaces import State
-from rlhf_core.records import Sample
+from rlhf_core.records import Prompt, Sample
+from rlhf_core.segmentation import words
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from .config import LinearRewardConfig
-from .text import question, words
 
 Matrix: TypeAlias = Any  # scipy.sparse.csr_array of float64; scipy comes without types
 
@@ -167,3 +167,8 @@ def _largest(matrix: Matrix, count: int) -> Matrix:
     rank = np.arange(len(row)) - matrix.indptr[row]  # the order is by row first, so that rows stay where they were
     kept = np.sort(order[rank < count])
     return sparse.csr_array((matrix.data[kept], (row[kept], matrix.indices[kept])), shape=matrix.shape)
+
+
+def question(prompt: Prompt) -> str:
+    """What a response answers: a prompt that is text, or the last message of a chat."""
+    return prompt.text if isinstance(prompt.text, str) else prompt.text[-1].content

@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from rlhf_core.errors import DataError
 from rlhf_core.interfaces import SupervisedTask
-from rlhf_core.policies.text import at_last_character, pad_right
+from rlhf_core.policies.text import at_last_character
 from rlhf_core.records import Feedback, Rating, Sample, Scores
-from rlhf_core.rewards.credit import CreditNetwork, credit_spans
+from rlhf_core.rewards.credit import CreditNetwork, CreditReward, credit_spans
 from rlhf_core.rewards.pairs import Pair, PairTask
-from rlhf_core.rewards.text import TextReward
 from rlhf_core.training import by_tokens
 from torch import Tensor, nn
 
@@ -44,7 +43,7 @@ class RatingNetwork(CreditNetwork):
         return 1 + torch.sigmoid(outputs[..., None] + self.thresholds).sum(-1)
 
 
-class RatingReward(TextReward[RatingRewardConfig]):
+class RatingReward(CreditReward[RatingRewardConfig]):
     """Scores a response: in deviations of a rating, in steps of the scale (ordinal), or in log-odds (pairs)."""
 
     network: RatingNetwork
@@ -91,16 +90,11 @@ class RatingReward(TextReward[RatingRewardConfig]):
             found, credits = self.both([[*parts[row][0], *parts[row][1]] for row in rows])
             outputs[rows] = found.to(outputs)
             for i, row in enumerate(rows):
-                question, answer = parts[row]
-                own = credits[i, len(question) : len(question) + len(answer)] / len(answer)
-                spans[row] = credit_spans(self.codec, samples[row].response, answer, own.tolist())
+                (question, answer), sample = parts[row], samples[row]
+                own = credits[i, len(question) : len(question) + len(answer), 0] / len(answer)
+                ranges = self.codec.token_ranges(sample.prompt, sample.response, answer)
+                spans[row] = credit_spans(sample.response, ranges, own.tolist())
         return self._scores(outputs, spans=tuple(spans))
-
-    def both(self, texts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-        """Outputs (B, K) and credits (B, S) of encoded texts, with gradient if gradients are on."""
-        ids, mask = pad_right(texts, self.codec.pad, self.context.device)
-        with self.context.autocast():
-            return self.network.both(ids, mask)
 
     # --- learning ----------------------------------------------------------------------------------------------------
 
@@ -138,7 +132,7 @@ class RatingReward(TextReward[RatingRewardConfig]):
         if self.config.span_coef and record.spans:
             low, high = record.scale  # the middle of the scale is worth nothing, its ends 1 and -1
             spans = [(s.start, s.end, 2 * (s.score - low) / (high - low) - 1) for s in record.spans]
-            found = at_last_character(self.codec.token_ranges(record.response, answer), spans)
+            found = at_last_character(self.codec.token_ranges(record.prompt, record.response, answer), spans)
             credits = [*[None] * len(question), *found]
         return Rated([*question, *answer], tuple(targets), tuple(credits), record.weight)
 

@@ -52,8 +52,8 @@ class RatingTask(SupervisedTask):
         total = (share * self._errors(outputs, targets)).sum()
         stats: dict[str, float] = {}
         if self.config.span_coef:
-            wanted, there = _table([e.credits for e in examples], credits)  # (B, S)
-            errors = (credits - wanted).square() * there
+            wanted, there = _table([e.credits for e in examples], credits[..., 0])  # (B, S)
+            errors = (credits[..., 0] - wanted).square() * there
             spans = (weight * errors.sum(1) / there.sum(1).clamp(min=1)).sum()
             total = total + self.config.span_coef * spans
             stats["span_loss"] = float(spans.detach())
@@ -65,9 +65,7 @@ class RatingTask(SupervisedTask):
             return (outputs - targets).square()
         logits = outputs[..., None] + self.reward.network.thresholds  # (B, K, levels - 1)
         below = torch.arange(logits.shape[-1], dtype=targets.dtype, device=targets.device)
-        above = (targets[..., None] - below).clamp(
-            0, 1
-        )  # above the step: yes, no, or in part
+        above = (targets[..., None] - below).clamp(0, 1)  # above the step: yes, no, or in part
         rows = zip(logits.flatten(0, 1), above.flatten(0, 1), strict=True)
         return torch.stack([coral_loss(x[None], y[None]) for x, y in rows]).view_as(outputs)
 

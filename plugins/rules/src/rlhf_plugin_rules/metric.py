@@ -12,10 +12,11 @@ from typing import Any
 
 from rlhf_core.interfaces import Context, RewardModel
 from rlhf_core.records import Sample, Scores
+from rlhf_core.segmentation import words
 
 from .common import scores, texts_of
 from .config import MetricConfig
-from .text import script, words
+from .text import script
 
 TOKENIZERS = {"spaced": "13a", "chinese": "zh", "unspaced": "char"}
 """By the script of the reference: sacrebleu's default, its Chinese one, and characters for Japanese, Thai and so on."""

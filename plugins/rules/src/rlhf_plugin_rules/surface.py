@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from rlhf_core.errors import RewardError
 from rlhf_core.interfaces import RewardModel
 from rlhf_core.records import Sample, Scores, Span
+from rlhf_core.segmentation import words
 
 from .common import tensor
 from .config import LengthConfig, RegexConfig, RepetitionConfig
-from .text import words
 
 
 class Length(RewardModel[LengthConfig]):

@@ -1,8 +1,4 @@
-"""What a word and a sentence is, in scripts that put spaces between words and in scripts that do not.
-
-The patterns are for the `regex` package, in its version 1 syntax: ``--`` is set difference, ``&&`` intersection, and
-``\\w`` holds combining marks, so that a Devanagari word or a decomposed é stays in one piece.
-"""
+"""Sentences, the script of a text, and phrases found in it, in scripts with and without spaces between words."""
 
 from __future__ import annotations
 
@@ -10,15 +6,12 @@ from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import regex
+from rlhf_core.segmentation import NO_SPACES, SPACED, UNSPACED, words
 
-_NO_SPACES = r"[\p{Han}\p{Hiragana}\p{scx=Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
-_UNSPACED = rf"[\w&&{_NO_SPACES}]"
-_SPACED = rf"[\w--{_NO_SPACES}]"
-_WORD = regex.compile(rf"(?V1){_UNSPACED}\p{{M}}*|{_SPACED}+(?:['\u2019]{_SPACED}+)*")
-_IS_UNSPACED = regex.compile(rf"(?V1){_UNSPACED}")
+_IS_UNSPACED = regex.compile(rf"(?V1){UNSPACED}")
 _IS_HAN = regex.compile(r"\p{Han}")
 
-BOUNDARY = rf"(?:(?<!{_SPACED})|(?!{_SPACED}))"
+BOUNDARY = rf"(?:(?<!{SPACED})|(?!{SPACED}))"
 """Where a match may begin or end: anywhere but between two word characters of a script with spaces.
 
 Unlike ``\\b`` this is also true between 用 and A in 用AI, and between any two Chinese or Japanese characters.
@@ -29,19 +22,10 @@ _CLOSERS = r"""["'”’»)\]）】」』》]*"""
 # nor in No. 10
 _SENTENCE_END = regex.compile(
     rf"(?V1)[。！？｡]+{_CLOSERS}"
-    rf"|[!?]+{_CLOSERS}(?=\s|\Z|{_NO_SPACES})"
-    rf"|(?!(?<=\bNo)\.\s?[0-9])(?<!\b(?:\p{{Lu}}|Mr|Mrs|Ms|Dr|Prof|St|vs|e\.g|i\.e))\.+{_CLOSERS}(?=\s|\Z|{_NO_SPACES})"
+    rf"|[!?]+{_CLOSERS}(?=\s|\Z|{NO_SPACES})"
+    rf"|(?!(?<=\bNo)\.\s?[0-9])(?<!\b(?:\p{{Lu}}|Mr|Mrs|Ms|Dr|Prof|St|vs|e\.g|i\.e))\.+{_CLOSERS}(?=\s|\Z|{NO_SPACES})"
     r"|\n+"
 )
-
-
-def words(text: str) -> list[str]:
-    """The words of `text`, as they stand.
-
-    A word is a run of letters, digits and apostrophes between them; in scripts without spaces (Chinese, Japanese, Thai,
-    Lao, Khmer, Burmese) every character is one. Punctuation and emoji are none.
-    """
-    return list(_WORD.findall(text))
 
 
 def script(text: str) -> Literal["spaced", "chinese", "unspaced"]:

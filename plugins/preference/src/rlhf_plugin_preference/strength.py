@@ -114,8 +114,9 @@ class Strength(FeedbackSource[StrengthConfig]):
         return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 2**32 < LEFT_OUT
 
     def _cache(self, records: list[Comparison]) -> Path | None:
-        """Where the strengths of just these comparisons under just this config are kept."""
+        """Where the strengths of just these comparisons under just this ensemble are kept."""
         if self.context.directory is None:
             return None
-        content = json.dumps([self.config.model_dump(mode="json"), [r.id for r in records], self.context.seed])
+        ensemble = self.config.model_dump(mode="json", include={"member", "members"})
+        content = json.dumps([ensemble, [r.id for r in records], self.context.seed])
         return self.context.directory / f"strength-{hashlib.sha256(content.encode()).hexdigest()[:16]}.json"

@@ -165,12 +165,46 @@ def test_messages_of_a_demonstration_may_stand_in_a_cell(tmp_path: Path) -> None
     first, second = Demonstrations(DemonstrationsConfig(path=str(path)), Context())
     assert first.prompt.messages == second.prompt.messages == chat[:1] and first.response == second.response == "Ho"
     for bad, words in {
-        "[]": "a response that is list",
-        '"[{}, 1]"': "a response that is list",
+        "[]": "a response that is a list of 0;",
+        '"[{}, 1]"': "a response that is a list of 1;",
         "hello": 'messages is "hello"',
     }.items():
         with pytest.raises(DataError, match=rf"a.csv row 1: {words}"):
             list(Demonstrations(DemonstrationsConfig(path=str(write(path, f"messages\n{bad}\n"))), Context()))
+
+
+def test_a_response_is_text_or_one_assistant_message() -> None:
+    def response(**data: object) -> str:
+        return Row("a.jsonl:3", data).response()
+
+    said = [{"role": "assistant", "content": "Ho"}]
+    assert response(response="Hi", completion="no") == "Hi" and response(completion=said) == "Ho"
+    for bad, words in {
+        "5": "a number",
+        "{}": "an object",
+        "null": "null",
+        '[{"role": "user", "content": "Hi"}]': r"a list of 1 \(user\)",
+        '[{"role": "assistant"}]': r"a list of 1 \(assistant\)",
+    }.items():
+        expected = f"a.jsonl:3: a response that is {words}; expected text, or a list with one assistant message; mend"
+        with pytest.raises(DataError, match=expected):
+            response(completion=json.loads(bad))
+    with pytest.raises(DataError, match=r"a.jsonl:3: no column 'completion', only 'prompt'"):
+        response(prompt="p")
+
+
+def test_readings_tell_of_every_row_and_go_on(tmp_path: Path) -> None:
+    good = '{"prompt": "p", "completion": "c"}\n'
+    path = write(tmp_path / "a.jsonl", "{\n" + good + '{"prompt": "p"}\n' + good + "}")
+    source = Demonstrations(DemonstrationsConfig(path=str(path)), Context())
+    found = [
+        (row and row.where.rpartition(":")[2], str(made)[-60:] if isinstance(made, DataError) else len(made))
+        for row, made in source.readings()
+    ]
+    (first, malformed), *rest = found
+    assert first is None and "on_bad_record: skip" in str(malformed)
+    assert [place for place, _ in rest] == ["2", "3", "4", None, None]
+    assert [made for _, made in rest if isinstance(made, int)] == [1, 1, 0]  # the last are those that waited: none
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

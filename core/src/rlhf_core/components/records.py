@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import get_args
 
-from ..errors import DataError
 from ..interfaces import Row, RowFeedback
 from ..interfaces.files import unpacked
 from ..records import Feedback, parse_feedback
@@ -24,12 +23,7 @@ class Records(RowFeedback[RecordsConfig]):
 
     def records(self, row: Row) -> Iterable[Feedback]:
         if row.take("kind") not in KINDS:
-            raise DataError(
-                row.where,
-                f"kind {row.data['kind']!r}",
-                f"one of {', '.join(KINDS)}",
-                "mend the row, or set on_bad_record: skip",
-            )
+            raise row.bad(f"kind {row.data['kind']!r}", f"one of {', '.join(KINDS)}")
         present = {
             name: unpacked(value) if name in STRUCTURED else value
             for name, value in row.data.items()

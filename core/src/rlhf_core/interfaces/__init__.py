@@ -52,7 +52,7 @@ if TYPE_CHECKING:
         references,
     )
     from .context import Context
-    from .rows import ABOUT, Row, RowFeedback, read_rows
+    from .rows import ABOUT, Row, RowFeedback, described, read_rows
     from .specs import API_VERSION, ComponentSpec, Hooks, KindSpec, hookimpl, hookspec
     from .stage import Run, Stage
 
@@ -71,7 +71,7 @@ _NAMES = {
         "Context",
     ],
     "rows": [
-        "ABOUT", "Row", "RowFeedback", "read_rows",
+        "ABOUT", "Row", "RowFeedback", "described", "read_rows",
     ],
     "specs": [
         "API_VERSION", "ComponentSpec", "Hooks", "KindSpec", "hookimpl", "hookspec",
@@ -86,8 +86,8 @@ __all__ = [
     "ModelName", "Needs", "OnlineReward", "OptimizerRef", "OptimizerSettings", "Outputs", "Policy",
     "PolicyOptimizer", "PolicyRef", "PromptSource", "PromptsRef", "RefTo", "RelativePath", "RewardModel",
     "RewardRef", "RewardShaper", "Row", "RowFeedback", "Run", "Sampling", "ShaperRef", "SourceConfig", "Stage",
-    "StageConfig", "State", "StepStats", "SupervisedConfig", "SupervisedTask", "TrainingData", "Until", "hookimpl",
-    "hookspec", "read_rows", "references",
+    "StageConfig", "State", "StepStats", "SupervisedConfig", "SupervisedTask", "TrainingData", "Until", "described",
+    "hookimpl", "hookspec", "read_rows", "references",
 ]  # fmt: skip
 
 

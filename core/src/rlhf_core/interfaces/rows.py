@@ -25,6 +25,8 @@ T = TypeVar("T")
 ABOUT = ("annotator", "time", "source", "comment", "weight")
 """What a row of any kind of feedback may say about itself."""
 
+MEND = "mend the row, or set on_bad_record: skip"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -56,13 +58,37 @@ class Row:
         """
         value = unpacked(self.take(name))
         if not isinstance(value, list):
-            raise DataError(
-                self.where,
+            raise self.bad(
                 f"{name} is {json.dumps(value, ensure_ascii=False, default=str):.60}",
                 'a list, or JSON text of one, such as ["a", "b"]',
-                "mend the row, or set on_bad_record: skip",
             )
         return value
+
+    def response(self) -> str:
+        """The response of a row that has one, in column `response` or `completion`.
+
+        Raises:
+            DataError: there is no such column, or no text in it.
+        """
+        return self.text(self.data["response"] if "response" in self.data else self.take("completion"))
+
+    def text(self, response: Any) -> str:
+        """A response as text, from text or from a list with one assistant message.
+
+        Raises:
+            DataError: it is neither.
+        """
+        if isinstance(response, str):
+            return response
+        if isinstance(response, list) and len(response) == 1 and isinstance(response[0], dict):
+            content = response[0].get("content")
+            if response[0].get("role") == "assistant" and isinstance(content, str):
+                return content
+        raise self.bad(f"a response that is {described(response)}", "text, or a list with one assistant message")
+
+    def bad(self, got: str, expected: str, fix: str = MEND) -> DataError:
+        """The error to raise of a row like this; the source decides whether it ends the reading."""
+        return DataError(self.where, got, expected, fix)
 
     def about(self) -> dict[str, Any]:
         """The columns that every kind of feedback may have (`ABOUT`), where they are there and not null."""
@@ -146,9 +172,16 @@ def checked(row: Row, build: Callable[[], T]) -> T:
         first = max(error.errors(include_url=False), key=lambda problem: len(problem["loc"]))
         place = ".".join(str(part) for part in first["loc"] if not _is_branch(part))
         message = str(first["msg"]).removeprefix("Value error, ")
-        raise DataError(
-            row.where, f"{place}: {message}" if place else message, "", "mend the row, or set on_bad_record: skip"
-        ) from error
+        raise row.bad(f"{place}: {message}" if place else message, "") from error
+
+
+def described(value: Any) -> str:
+    """What `value` is, in the words of someone who reads JSON."""
+    if isinstance(value, list):
+        roles = [str(item.get("role", "no role")) for item in value if isinstance(item, dict)]
+        return f"a list of {len(value)}" + (f" ({', '.join(roles)})" if roles else "")
+    names = {str: "text", dict: "an object", bool: "true or false", int: "a number", float: "a number"}
+    return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
 
 
 def _is_branch(part: int | str) -> bool:
@@ -167,25 +200,38 @@ class RowFeedback(FeedbackSource[S]):
         """Records that waited for a further row; asked for after the last one."""
         return ()
 
-    def __iter__(self) -> Iterator[Feedback]:
-        self.skipped = 0
-        found = False
-        for row in read_rows(self.config, self.context.where, self._bad if self._skips else None):
+    def readings(self) -> Iterator[tuple[Row | None, list[Feedback] | DataError]]:
+        """Every row with its records, or with what is wrong with it; bad ones do not end the reading.
+
+        Without a row come the error of one that cannot even be read, and the records that waited.
+        """
+        malformed: list[DataError] = []
+        for row in read_rows(self.config, self.context.where, malformed.append):
+            yield from ((None, error) for error in malformed)
+            malformed.clear()
             try:
                 records = checked(row, partial(self._list, row))
             except DataError as error:
-                if not self._skips:
-                    raise
-                self._bad(error)
+                yield row, error
+            else:
+                yield row, records
+        yield from ((None, error) for error in malformed)
+        yield None, list(self.rest())
+
+    def __iter__(self) -> Iterator[Feedback]:
+        self.skipped = 0
+        nothing = True
+        for _, found in self.readings():
+            if isinstance(found, DataError):
+                if self.config.on_bad_record != "skip":
+                    raise found
+                self.skipped += 1
                 continue
-            found = found or bool(records)
-            yield from records
-        rest = list(self.rest())
-        yield from rest
-        found = found or bool(rest)
+            nothing = nothing and not found
+            yield from found
         if self.skipped:
             self.context.warn(f"{self.context.where}: skipped {self.skipped} bad records")
-        if not found:
+        if nothing:
             origin = self.config.path or self.config.dataset
             raise DataError(
                 self.context.where,
@@ -196,10 +242,3 @@ class RowFeedback(FeedbackSource[S]):
 
     def _list(self, row: Row) -> list[Feedback]:
         return list(self.records(row))
-
-    @property
-    def _skips(self) -> bool:
-        return self.config.on_bad_record == "skip"
-
-    def _bad(self, error: DataError) -> None:
-        self.skipped += 1

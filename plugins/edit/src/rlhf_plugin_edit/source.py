@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from rlhf_core.errors import DataError
 from rlhf_core.interfaces import ABOUT, Row, RowFeedback
 from rlhf_core.records import Comparison, Demonstration, Edit, Feedback, SpanWeight
 
@@ -51,10 +50,5 @@ def _text(row: Row, name: str) -> str:
     text = row.take(name)
     if not isinstance(text, str) or not text.strip():
         got = "null" if text is None else "empty" if isinstance(text, str) else f"a {type(text).__name__}"
-        raise DataError(
-            row.where,
-            f"{name} is {got}",
-            "an edit with an original and an edited text",
-            "mend the row, or set on_bad_record: skip",
-        )
+        raise row.bad(f"{name} is {got}", "an edit with an original and an edited text")
     return text

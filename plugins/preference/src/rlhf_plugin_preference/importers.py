@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rlhf_core.errors import DataError
 from rlhf_core.interfaces import Row
 from rlhf_core.records import Comparison
 
-MEND = "mend the row, or set on_bad_record: skip"
 Importer = Callable[[Row], Iterator[Comparison]]
 
 
@@ -24,7 +22,7 @@ def openai(row: Row) -> Iterator[Comparison]:
     """
     info, summaries, choice = row.take("info"), row.take_list("summaries"), row.take("choice")
     if choice not in range(len(summaries)):
-        raise _bad(row, f"choice is {choice!r}", f"the place of one of {len(summaries)} summaries, from 0")
+        raise row.bad(f"choice is {choice!r}", f"the place of one of {len(summaries)} summaries, from 0")
     named = [("SUBREDDIT", f"r/{info['subreddit']}" if info.get("subreddit") else None), ("TITLE", info.get("title")),
              ("POST", info.get("post")), ("ARTICLE", info.get("article"))]  # fmt: skip
     prompt = "".join(f"{name}: {text}\n\n" for name, text in named if text) + "TL;DR:"
@@ -54,7 +52,7 @@ def openassistant(row: Row) -> Iterator[Comparison]:
     def walk(node: dict[str, Any], before: list[dict[str, str]]) -> Iterator[Comparison]:
         role = {"prompter": "user", "assistant": "assistant"}.get(str(node.get("role")))
         if role is None:
-            raise _bad(row, f"a message of role {node.get('role')!r}", "prompter or assistant")
+            raise row.bad(f"a message of role {node.get('role')!r}", "prompter or assistant")
         path = [*before, {"role": role, "content": node["text"]}]
         replies = [reply for reply in node.get("replies") or () if not reply.get("deleted")]
         ranked = {r["text"]: r["rank"] for r in replies if r.get("role") == "assistant" and r.get("rank") is not None}
@@ -76,11 +74,11 @@ def arena(row: Row) -> Iterator[Comparison]:
     a, b = row.take_list("conversation_a"), row.take_list("conversation_b")
     turns = [[{"role": m["role"], "content": m["content"]} for m in side] for side in (a, b)]
     if not turns[0] or not turns[1] or turns[0][:-1] != turns[1][:-1]:
-        raise _bad(row, "conversations that part before their last replies", "two replies to one conversation")
+        raise row.bad("conversations that part before their last replies", "two replies to one conversation")
     ranks = {"model_a": [0, 1], "model_b": [1, 0]}
     winner = str(row.take("winner"))
     if winner not in ranks and not winner.startswith("tie"):
-        raise _bad(row, f"winner {winner!r}", "model_a, model_b, tie or tie (bothbad)")
+        raise row.bad(f"winner {winner!r}", "model_a, model_b, tie or tie (bothbad)")
     fields = {"id": row.data.get("question_id"), "models": [row.data.get("model_a"), row.data.get("model_b")],
               "language": row.data.get("language")}  # fmt: skip
     both_bad = "both bad" if "bad" in winner else None
@@ -116,7 +114,7 @@ def label_studio(row: Row) -> Iterator[Comparison]:
                 items = {str(item["id"]): _text_of(item) for item in _one_of(row, data, ("items",))}
                 order = _ranked_ids(value["ranker"])
                 if unknown := [id for id in order if id not in items]:
-                    raise _bad(row, f"a ranking of the unknown item {unknown[0]!r}", f"one of {', '.join(items)}")
+                    raise row.bad(f"a ranking of the unknown item {unknown[0]!r}", f"one of {', '.join(items)}")
                 texts = [items[id] for id in order]
                 yield _comparison(row, prompt, texts, list(range(len(texts))), fields, **about)
             elif result.get("type") == "pairwise" or choice in ("left", "right", "tie", "equal"):
@@ -135,7 +133,7 @@ def argilla(row: Row) -> Iterator[Comparison]:
     plain = {_plain(column): text for column, text in row.data.items() if isinstance(text, str)}
     texts = {column: text for column, text in plain.items() if column.startswith("response") and column[-1].isdigit()}
     if len(texts) < 2:
-        raise _bad(row, f"the columns {', '.join(row.data)}", "at least response-1 and response-2")
+        raise row.bad(f"the columns {', '.join(row.data)}", "at least response-1 and response-2")
     prompt = _one_of(row, row.data, PROMPT)
     answers = row.data[f"{name}.responses"] or []
     users = row.data.get(f"{name}.responses.users") or [None] * len(answers)
@@ -148,10 +146,10 @@ def argilla(row: Row) -> Iterator[Comparison]:
         else:
             best = _plain(answer)
             if best not in texts and best != "tie":
-                raise _bad(row, f"the answer {answer!r}", f"tie, or one of {', '.join(texts)}")
+                raise row.bad(f"the answer {answer!r}", f"tie, or one of {', '.join(texts)}")
             places = {column: int(best not in (column, "tie")) for column in texts}
         if set(places) != set(texts):
-            raise _bad(row, f"a ranking of {', '.join(places)}", f"one of all of {', '.join(texts)}")
+            raise row.bad(f"a ranking of {', '.join(places)}", f"one of all of {', '.join(texts)}")
         ranks = [places[column] - min(places.values()) for column in texts]
         # who names the best of three says nothing of the other two
         judged = isinstance(answer, list) or len(texts) == 2 or best == "tie"
@@ -191,7 +189,7 @@ def _one_of(row: Row, data: dict[str, Any], names: tuple[str, ...]) -> Any:
     for name in names:
         if data.get(name) is not None:
             return data[name]
-    raise _bad(row, f"only {', '.join(data) or 'nothing'}", f"one of {', '.join(names)}")
+    raise row.bad(f"only {', '.join(data) or 'nothing'}", f"one of {', '.join(names)}")
 
 
 def _text_of(item: dict[str, Any]) -> str:
@@ -207,7 +205,3 @@ def _ranked_ids(ranker: Any) -> list[str]:
 
 def _plain(name: str) -> str:
     return str(name).lower().replace("-", "").replace("_", "")
-
-
-def _bad(row: Row, got: str, expected: str) -> DataError:
-    return DataError(row.where, got, expected, MEND)

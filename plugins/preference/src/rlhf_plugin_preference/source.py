@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_core.errors import DataError
-from rlhf_core.interfaces import ABOUT, Row, RowFeedback
+from rlhf_core.interfaces import ABOUT, Row, RowFeedback, described
 from rlhf_core.records import Comparison, Feedback, Prompt
 
 from .config import PreferencesConfig
-from .importers import MEND, importer
+from .importers import importer
 
 META = ("margin", "ties_judged", "confidence")
 ASSISTANT = "\n\nAssistant:"
@@ -27,9 +27,9 @@ class Preferences(RowFeedback[PreferencesConfig]):
     Rows with thumbs (`completion`, `label`) are gathered while they answer the same prompt.
     """
 
-    def __iter__(self) -> Iterator[Feedback]:
+    def readings(self) -> Iterator[tuple[Row | None, list[Feedback] | DataError]]:
         self._thumbs = Thumbs()
-        return super().__iter__()
+        return super().readings()
 
     def rest(self) -> Iterable[Comparison]:
         return self._thumbs.taken()
@@ -40,15 +40,14 @@ class Preferences(RowFeedback[PreferencesConfig]):
             return
         if "label" in row.data and "chosen" not in row.data:
             used = {"prompt", "completion", "response", "label", *ABOUT}
-            response = row.data["response"] if "response" in row.data else row.take("completion")
             prompt = row.prompt(row.take("prompt"), used, self.config.fields)
-            yield from self._thumbs.add(row, prompt, _text(row, response))
+            yield from self._thumbs.add(row, prompt, row.response())
             return
         meta = row.about() | {name: row.data[name] for name in META if row.data.get(name) is not None}
         if "responses" in row.data:
             used = {"prompt", "responses", "ranks", *META, *ABOUT}
             prompt = row.take("prompt")
-            responses, ranks = [_text(row, response) for response in row.take_list("responses")], row.take_list("ranks")
+            responses, ranks = [row.text(response) for response in row.take_list("responses")], row.take_list("ranks")
         else:
             used = {"prompt", "chosen", "rejected", *META, *ABOUT}
             prompt, chosen, rejected = _split(row)
@@ -70,7 +69,7 @@ class Thumbs:
     def add(self, row: Row, prompt: Prompt, response: str) -> Iterator[Comparison]:
         """Take a row in; gives the comparison of the rows before it if it answers another prompt."""
         if row.data["label"] not in (True, False, 0, 1, "0", "1", "true", "false", "True", "False"):
-            raise DataError(row.where, f"label is {row.data['label']!r}", "true or false", MEND)
+            raise row.bad(f"label is {row.data['label']!r}", "true or false")
         if self.prompt is not None and prompt.text != self.prompt.text:
             yield from self.taken()
         liked = str(row.data["label"]).lower() in ("true", "1")
@@ -93,16 +92,17 @@ def _split(row: Row) -> tuple[Any, str, str]:
     """(prompt, chosen, rejected) of a row in one of the pairwise formats."""
     chosen, rejected = row.take("chosen"), row.take("rejected")
     if row.data.get("prompt") is not None:
-        return row.take("prompt"), _text(row, chosen), _text(row, rejected)
+        return row.take("prompt"), row.text(chosen), row.text(rejected)
     if isinstance(chosen, str) and isinstance(rejected, str):
         return _split_transcripts(row, chosen, rejected) if ASSISTANT in chosen else _split_texts(row, chosen, rejected)
     if isinstance(chosen, list) and isinstance(rejected, list):
         cut = min(_alike(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
         if cut < 1:
             raise _no_prompt(row)
-        return chosen[:cut], _text(row, chosen[cut:]), _text(row, rejected[cut:])
-    raise DataError(row.where, f"chosen is {_kind(chosen)} and rejected is {_kind(rejected)}",
-                    "both text, or both lists of messages", MEND)  # fmt: skip
+        return chosen[:cut], row.text(chosen[cut:]), row.text(rejected[cut:])
+    raise row.bad(
+        f"chosen is {described(chosen)} and rejected is {described(rejected)}", "both text, or both lists of messages"
+    )
 
 
 def _split_texts(row: Row, chosen: str, rejected: str) -> tuple[str, str, str]:
@@ -120,8 +120,9 @@ def _split_transcripts(row: Row, chosen: str, rejected: str) -> tuple[list[dict[
     """HH-RLHF: the prompt is the longest common beginning that ends with an Assistant marker."""
     cut = chosen[: _alike(chosen, rejected)].rfind(ASSISTANT)
     if cut < 0:
-        raise DataError(row.where, "the transcripts share no beginning that ends with 'Assistant:'",
-                        "two continuations of one dialogue", MEND)  # fmt: skip
+        raise row.bad(
+            "the transcripts share no beginning that ends with 'Assistant:'", "two continuations of one dialogue"
+        )
     start = cut + len(ASSISTANT)
     before, *parts = TURN.split(chosen[:cut])  # what comes before the first turn, then role, text, role, text, ...
     if before.strip() or not parts:
@@ -137,27 +138,9 @@ def _alike(a: Sequence[Any], b: Sequence[Any]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _text(row: Row, response: Any) -> str:
-    """A response as text, from text or from one assistant message."""
-    if isinstance(response, str):
-        return response
-    if isinstance(response, list) and len(response) == 1 and isinstance(response[0], dict):
-        content = response[0].get("content")
-        if response[0].get("role") == "assistant" and isinstance(content, str):
-            return content
-    raise DataError(row.where, f"a response that is {_kind(response)}", "text, or a list with one assistant message",
-                    MEND)  # fmt: skip
-
-
 def _no_prompt(row: Row) -> DataError:
-    return DataError(row.where, "chosen and rejected share no beginning", "a `prompt`, or responses that both begin "
-                     "with it", "add a prompt column, or set on_bad_record: skip")  # fmt: skip
-
-
-def _kind(value: Any) -> str:
-    """What `value` is, in the words of someone who reads JSON."""
-    if isinstance(value, list):
-        roles = [str(item.get("role", "no role")) for item in value if isinstance(item, dict)]
-        return f"a list of {len(value)}" + (f" ({', '.join(roles)})" if roles else "")
-    names = {str: "text", dict: "an object", bool: "true or false", int: "a number", float: "a number"}
-    return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
+    return row.bad(
+        "chosen and rejected share no beginning",
+        "a `prompt`, or responses that both begin with it",
+        "add a prompt column, or set on_bad_record: skip",
+    )

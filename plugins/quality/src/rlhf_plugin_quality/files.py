@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,13 +76,6 @@ class FeedbackFile:
         config = validated(config_class, values | dict(options), f"feedback {self.use!r}")
         context = Context("feedback", path.name, warn=lambda message: None)
         self.source: FeedbackSource[Any] = plugins.import_class(spec, "factory")(config, context)
-        self._row: Row | None = None
-        # thumbs may wait for others of their prompt, so a row of them that gives nothing need not be a bad one
-        self._waits = getattr(type(self.source), "rest", None) is not getattr(RowFeedback, "rest", None)
-        if isinstance(self.source, RowFeedback):  # which reads as it knows best, while we look over its shoulder
-            self._make: Callable[[Row], list[Feedback]] = self.source._list
-            self.source._list = self._watch  # type: ignore[method-assign]
-            self.source._bad = self._complain  # type: ignore[method-assign]
 
     def _guess(self, columns: dict[str, str]) -> str:
         """The name of a source; a `score` becomes the rating that `rating` reads."""
@@ -106,27 +99,24 @@ class FeedbackFile:
         )
 
     def __iter__(self) -> Iterator[tuple[str, Feedback]]:
-        self.bad, self._row, number = [], None, 0
-        try:
-            for number, record in enumerate(self.source, 1):
-                yield (f"record {number}" if self._row is None else self._row.where), record
-        except DataError as error:  # where no row is good, the source complains of that, and we of every row
-            if number or not self.bad or error.where != self.source.context.where:
-                raise
+        self.bad = []
+        if not isinstance(self.source, RowFeedback):
+            yield from ((f"record {number}", record) for number, record in enumerate(self.source, 1))
+            return
+        # thumbs may wait for others of their prompt, so a row of them that gives nothing need not be a bad one
+        waits = type(self.source).rest is not RowFeedback.rest
+        where = str(self.path)
+        for row, found in self.source.readings():
+            where = where if row is None else row.where
+            if isinstance(found, DataError):
+                self._add(row, found.where, found.got + (f"; expected {found.expected}" if found.expected else ""))
+            elif row is not None and not found and not (waits and "label" in row.data):
+                self._add(row, where, f"the source {self.use!r} makes no record of it, since it says nothing")
+            else:
+                yield from ((where, record) for record in found)
 
-    def _watch(self, row: Row) -> list[Feedback]:
-        """The records of `row`, which is remembered."""
-        self._row = row
-        records = self._make(row)
-        if not records and not (self._waits and "label" in row.data):
-            self._add(row.where, f"the source {self.use!r} makes no record of it, since it says nothing")
-        return records
-
-    def _complain(self, error: DataError) -> None:
-        self._add(error.where, error.got + (f"; expected {error.expected}" if error.expected else ""))
-
-    def _add(self, where: str, detail: str) -> None:
-        annotator = self._row.data.get("annotator") if self._row is not None and self._row.where == where else None
+    def _add(self, row: Row | None, where: str, detail: str) -> None:
+        annotator = None if row is None else row.data.get("annotator")
         self.bad.append(Problem(where, None if annotator is None else str(annotator), "bad row", detail))
 
 

@@ -6,13 +6,11 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from rlhf_core.errors import DataError
 from rlhf_core.interfaces import ABOUT, Row, RowFeedback
 from rlhf_core.records import Keywords, Sentiment
 
 from .config import KeywordFeedbackConfig, SentimentFeedbackConfig
 
-MEND = "mend the row, or set on_bad_record: skip"
 SEPARATOR = re.compile(r"[,，、;；\n]")
 
 LABELS = {
@@ -32,12 +30,17 @@ class KeywordFeedback(RowFeedback[KeywordFeedbackConfig]):
             row.take("wanted")
         wanted, unwanted = _words(row, "wanted"), _words(row, "unwanted")
         if both := set(wanted) & set(unwanted):
-            raise DataError(row.where, f"{min(both)!r} is wanted and unwanted", "each word on one side", MEND)
+            raise row.bad(f"{min(both)!r} is wanted and unwanted", "each word on one side")
         if not wanted and not unwanted:
             return
         used = {"prompt", "response", "wanted", "unwanted", *ABOUT}
-        yield Keywords(prompt=row.prompt(row.take("prompt"), used, self.config.fields),
-                       response=row.data.get("response"), wanted=wanted, unwanted=unwanted, **row.about())  # fmt: skip
+        yield Keywords(
+            prompt=row.prompt(row.take("prompt"), used, self.config.fields),
+            response=row.data.get("response"),
+            wanted=wanted,
+            unwanted=unwanted,
+            **row.about(),
+        )
 
 
 def _words(row: Row, name: str) -> tuple[str, ...]:
@@ -50,10 +53,10 @@ def _words(row: Row, name: str) -> tuple[str, ...]:
     elif isinstance(value, str):
         value = row.take_list(name)  # as a cell of a CSV file holds it
     if not isinstance(value, (list, tuple)) or not all(isinstance(word, str) for word in value):
-        raise DataError(row.where, f"{name} is {str(value)[:60]}", "words: a list of text, or text with commas", MEND)
+        raise row.bad(f"{name} is {str(value)[:60]}", "words: a list of text, or text with commas")
     found = [" ".join(word.split()) for word in value]
     if "" in found:
-        raise DataError(row.where, f"{name} has an empty word in {str(value)[:60]}", "words that are not empty", MEND)
+        raise row.bad(f"{name} has an empty word in {str(value)[:60]}", "words that are not empty")
     return tuple(dict.fromkeys(found))
 
 
@@ -65,25 +68,29 @@ class SentimentFeedback(RowFeedback[SentimentFeedbackConfig]):
         label, score = (None if value == "" else value for value in (label, score))  # as an empty cell of a CSV file
         if label is None and score is None:
             row.take("label")
-            raise DataError(row.where, "neither a label nor a score", "one of them", MEND)
+            raise row.bad("neither a label nor a score", "one of them")
         record = Sentiment(
             prompt=row.prompt(row.take("prompt"), {"prompt", "response", "label", "score", *ABOUT}, self.config.fields),
-            response=row.take("response"), label="neutral" if label is None else self._label(row, label),
-            score=score, **row.about(),
-        )  # fmt: skip
+            response=row.take("response"),
+            label="neutral" if label is None else self._label(row, label),
+            score=score,
+            **row.about(),
+        )
         if record.score is not None:
             meant = "neutral" if abs(record.score) <= NEUTRAL else "positive" if record.score > 0 else "negative"
             if label is None:
                 record = record.model_copy(update={"label": meant})
             elif {meant, record.label} == {"positive", "negative"}:
-                raise DataError(row.where, f"label {record.label!r} with score {record.score:g}",
-                                "a label and a score that agree", MEND)  # fmt: skip
+                raise row.bad(f"label {record.label!r} with score {record.score:g}", "a label and a score that agree")
         yield record
 
     def _label(self, row: Row, label: Any) -> Any:
         labels = self.config.labels or LABELS
         name = str(int(label)) if isinstance(label, float) and label.is_integer() else str(label).strip()
         if isinstance(label, bool) or (name not in labels and name.casefold() not in labels):
-            raise DataError(row.where, f"label {label!r}", f"one of {', '.join(labels)}",
-                            "map it in the config: labels: {<the file's label>: positive}")  # fmt: skip
+            raise row.bad(
+                f"label {label!r}",
+                f"one of {', '.join(labels)}",
+                "map it in the config: labels: {<the file's label>: positive}",
+            )
         return labels.get(name) or labels[name.casefold()]

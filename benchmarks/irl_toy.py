@@ -18,10 +18,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from rlhf_core.functional import rank_correlation
 from rlhf_core.interfaces import Config, Context, FeedbackSource
 from rlhf_core.records import Demonstration, Feedback, Prompt, Sample
 from rlhf_plugin_irl.config import IRLRewardConfig
-from rlhf_plugin_irl.null import rank_correlation
 from rlhf_plugin_irl.reward import IRLReward
 from torch import Tensor
 

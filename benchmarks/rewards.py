@@ -55,11 +55,12 @@ def fresh_replies(seed: int, count: int = 4) -> list[Any]:
 def measure(seed: int, names: list[str]) -> dict[str, tuple[float, float]]:
     """name -> (Spearman, seconds of fitting)."""
     import gold
+    import torch
     from make_data import make
     from rlhf_core import load
+    from rlhf_core.functional import rank_correlation
     from rlhf_core.interfaces import Context, SupervisedConfig
     from rlhf_core.training import fit_task
-    from scipy.stats import spearmanr
 
     samples = fresh_replies(seed)
     columns = [[s.prompt.text for s in samples], [s.response for s in samples]]
@@ -81,7 +82,7 @@ def measure(seed: int, names: list[str]) -> dict[str, tuple[float, float]]:
             model.fit(find("feedback", feedback))
             seconds = time.perf_counter() - start
             true = getattr(gold, truth)(*columns, topic=topics)
-            found[name] = float(spearmanr(model.score(samples).values, true).statistic), seconds
+            found[name] = rank_correlation(model.score(samples).values, torch.tensor(true)), seconds
             print(f"seed {seed} {name}: {found[name][0]:.3f}, {seconds:.0f} s", file=sys.stderr)
     return found
 

@@ -28,6 +28,7 @@ from rlhf_core.functional import (
     plackett_luce_loss,
     ppo_policy_loss,
     ppo_value_loss,
+    rank_correlation,
     token_entropy,
     token_logprobs,
     weighted_likelihood_loss,
@@ -590,7 +591,9 @@ def test_weights_and_smoothing_of_single_preferences() -> None:
     chosen, rejected = f64([math.log(3), math.log(3)]), f64([0.0, 0.0])
     smoothed = bradley_terry_loss(chosen, rejected, label_smoothing=f64([0.0, 1.0]))
     close(smoothed, (math.log(4 / 3) + math.log(4)) / 2)
-    close(bradley_terry_loss(chosen, rejected, label_smoothing=f64([0.0, 1.0]), weight=f64([1.0, 0.0])), math.log(4 / 3))
+    close(
+        bradley_terry_loss(chosen, rejected, label_smoothing=f64([0.0, 1.0]), weight=f64([1.0, 0.0])), math.log(4 / 3)
+    )
     close(bradley_terry_loss(chosen, rejected, label_smoothing=f64([0.0, 1.0]), weight=f64([3.0, 1.0])),
           (3 * math.log(4 / 3) + math.log(4)) / 4)  # fmt: skip
     assert float(bradley_terry_loss(chosen, rejected, weight=f64([0.0, 0.0]))) == 0
@@ -772,7 +775,9 @@ def test_davidson_by_hand() -> None:
     close(davidson_loss(low, high, no, nu), -math.log(1 / total))
     close(davidson_loss(high, low, yes, nu), -math.log(2 * math.sqrt(3) / total))
     close(davidson_loss(low, high, yes, nu), -math.log(2 * math.sqrt(3) / total))
-    close(davidson_loss(high, low, no, nu, label_smoothing=0.25), -0.75 * math.log(3 / total) - 0.25 * math.log(1 / total))
+    close(
+        davidson_loss(high, low, no, nu, label_smoothing=0.25), -0.75 * math.log(3 / total) - 0.25 * math.log(1 / total)
+    )
     close(davidson_loss(f64([math.log(9)]), low, no, nu, margin=f64([math.log(3)])), -math.log(3 / total))
     close(davidson_loss(high, low, yes, nu, margin=5.0), -math.log(2 * math.sqrt(3) / total))
 
@@ -780,8 +785,15 @@ def test_davidson_by_hand() -> None:
 def test_davidson_without_ties_is_bradley_terry_and_far_apart_is_finite() -> None:
     chosen, rejected = f64([0.3, -2.0, 5.0]), f64([0.1, 1.0, -4.0])
     no = torch.zeros(3, dtype=torch.bool)
-    options: dict[str, Any] = {"margin": f64([0.0, 0.5, 1.0]), "label_smoothing": f64([0.1, 0.0, 0.3]), "weight": f64([1.0, 2.0, 0.5])}
-    close(davidson_loss(chosen, rejected, no, f64(-80.0), **options), float(bradley_terry_loss(chosen, rejected, **options)))
+    options: dict[str, Any] = {
+        "margin": f64([0.0, 0.5, 1.0]),
+        "label_smoothing": f64([0.1, 0.0, 0.3]),
+        "weight": f64([1.0, 2.0, 0.5]),
+    }
+    close(
+        davidson_loss(chosen, rejected, no, f64(-80.0), **options),
+        float(bradley_terry_loss(chosen, rejected, **options)),
+    )
     far = davidson_loss(torch.tensor([-3000.0]), torch.tensor([3000.0]), torch.tensor([True]), torch.tensor(0.0))
     assert float(far) == 3000
 
@@ -825,3 +837,16 @@ def test_weights_of_rankings() -> None:
     scores, mask = f64([[1.0, 0.0], [0.0, 1.0], [3.0, 0.0]]), torch.tensor([[1, 1], [1, 1], [0, 0]])
     weighted = plackett_luce_loss(scores, mask, weight=f64([3.0, 1.0, 9.0]))
     close(weighted, (3 * math.log1p(math.exp(-1)) + math.log1p(math.exp(1))) / 4)
+
+
+@pytest.mark.parametrize(("a", "b", "rho"), [
+    ([1, 2, 3], [10, 30, 20], 0.5),
+    ([1, 5, 9], [-1, -2, -8], -1),
+    ([1, 1, 2], [1, 2, 3], math.sqrt(3) / 2),  # ranks 1.5, 1.5, 3
+    ([1, 2, 2, 3], [1, 2, 3, 4], 4.5 / math.sqrt(4.5 * 5)),
+    ([1, 1], [1, 2], 0),
+    ([1], [2], 0),
+    ([], [], 0),
+])  # fmt: skip
+def test_rank_correlation_by_hand(a: list[float], b: list[float], rho: float) -> None:
+    assert rank_correlation(torch.tensor(a, dtype=torch.float32), torch.tensor(b)) == pytest.approx(rho)

@@ -13,7 +13,6 @@ import pytest
 import torch
 from rlhf_core.rewards.network import TextNetwork
 from rlhf_plugin_irl.discriminator import Contrast, ContrastTask, contrast_loss, gail_reward, scores_and_gradients, won
-from rlhf_plugin_irl.null import rank_correlation
 from torch import Tensor, nn
 
 from .toys import make_reward
@@ -210,10 +209,3 @@ def test_the_penalty_reaches_through_attention() -> None:
 
 
 # --- rank correlation ------------------------------------------------------------------------------------------------
-
-
-def test_rank_correlation() -> None:
-    assert rank_correlation(T([1.0, 2.0, 3.0]), T([10.0, 30.0, 20.0])) == pytest.approx(0.5)
-    assert rank_correlation(T([1.0, 5.0, 9.0]), T([-1.0, -2.0, -8.0])) == pytest.approx(-1)
-    assert rank_correlation(T([1.0, 1.0, 2.0]), T([1.0, 2.0, 3.0])) == pytest.approx(math.sqrt(3) / 2)  # shared ranks
-    assert rank_correlation(T([1.0, 1.0]), T([1.0, 2.0])) == 0

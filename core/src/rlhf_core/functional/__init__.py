@@ -25,6 +25,7 @@ from .losses import (
     plackett_luce_loss,
     ppo_policy_loss,
     ppo_value_loss,
+    rank_correlation,
     weighted_likelihood_loss,
 )
 from .masked import Aggregation, aggregate, masked_mean, masked_var, masked_whiten
@@ -49,6 +50,7 @@ __all__ = [
     "plackett_luce_loss",
     "ppo_policy_loss",
     "ppo_value_loss",
+    "rank_correlation",
     "token_entropy",
     "token_logprobs",
     "weighted_likelihood_loss",

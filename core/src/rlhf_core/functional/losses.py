@@ -292,3 +292,22 @@ def calibration_error(differences: Tensor, bins: int = 10) -> float:
         if bool(inside.any()):
             error += float((confidence[inside].mean() - right[inside].mean()).abs()) * int(inside.sum())
     return error / max(len(differences), 1)
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> float:
+    """Spearman's rank correlation of two (N,) tensors; equal values share their mean rank. 0 where either is constant.
+
+    Source:
+        Spearman 1904, "The proof and measurement of association between two things".
+    """
+
+    def ranks(values: Tensor) -> Tensor:
+        _, place, counts = torch.unique(values, return_inverse=True, return_counts=True)
+        middle: Tensor = (counts.cumsum(0) - (counts - 1) / 2).double()[place]
+        return middle - middle.mean()
+
+    if len(a) < 2:
+        return 0.0
+    x, y = ranks(a), ranks(b)
+    norm = float(x.norm() * y.norm())
+    return float(torch.dot(x, y)) / norm if norm else 0.0

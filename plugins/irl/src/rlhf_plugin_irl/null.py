@@ -12,10 +12,9 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
+from rlhf_core.functional import rank_correlation
 from rlhf_core.interfaces import StepStats
 from rlhf_core.training import fit_task
-from torch import Tensor
 
 from .discriminator import Contrast, ContrastTask
 
@@ -61,16 +60,3 @@ class NullCheck:
                 f"{correlation:.2f}): it has learnt little from them; give more of them, or more epochs"
             )
         return {"null_accuracy": accuracy, "null_correlation": correlation}
-
-
-def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's rho of two (N,) tensors, equal values sharing their mean rank; 0 where either is constant."""
-
-    def ranks(values: Tensor) -> Tensor:
-        _, place, counts = torch.unique(values, return_inverse=True, return_counts=True)
-        middle: Tensor = (counts.cumsum(0) - (counts - 1) / 2).double()[place]
-        return middle - middle.mean()
-
-    x, y = ranks(a), ranks(b)
-    norm = float(x.norm() * y.norm())
-    return float(torch.dot(x, y)) / norm if norm else 0.0

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 from rlhf_core.errors import ConfigError, DataError, RewardError
+from rlhf_core.functional import rank_correlation
 from rlhf_core.interfaces import Context, RewardModel, State, StepStats
 from rlhf_core.records import Feedback, Sample, Scores
 from rlhf_core.rewards.pairs import pair_metrics
-from scipy.stats import spearmanr
 
 from .config import LinearRewardConfig
 from .estimators import Estimator, Floats, Line, RankingSVM, Regression, fit_line
@@ -87,9 +87,8 @@ class LinearReward(RewardModel[LinearRewardConfig]):
             better, worse = np.array(examples.pairs).T
             return pair_metrics(torch.from_numpy(values[better] - values[worse]).float())
         targets = np.array(examples.targets)
-        varied = min(np.ptp(values), np.ptp(targets)) > 0  # ranks of equal numbers correlate with nothing
         return {
-            "spearman": float(spearmanr(values, targets).statistic) if varied else 0.0,
+            "spearman": rank_correlation(torch.from_numpy(values), torch.from_numpy(targets)),
             "mse": float(np.mean((values - targets) ** 2)),
             "ratings": float(len(targets)),
         }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from rlhf_core.functional import coral_loss
+from rlhf_core.functional import coral_loss, rank_correlation
 from rlhf_core.interfaces import LossSum, StepStats, SupervisedTask
 from torch import Tensor
 
@@ -78,14 +78,14 @@ class RatingTask(SupervisedTask):
             targets = targets + 1
         whole = rated.all(1)
         stats = {
-            "spearman": _spearman(self.reward.combined(readings[whole]), self.reward.combined(targets[whole])),
+            "spearman": rank_correlation(self.reward.combined(readings[whole]), self.reward.combined(targets[whole])),
             "mse": float(F.mse_loss(readings[rated], targets[rated])),
             "ratings": float(len(examples)),
         }
         if self.config.aspects:
             for k, name in enumerate(self.reward.names):
                 there = rated[:, k]
-                stats[f"spearman/{name}"] = _spearman(readings[there, k], targets[there, k])
+                stats[f"spearman/{name}"] = rank_correlation(readings[there, k], targets[there, k])
         return stats
 
 
@@ -97,12 +97,3 @@ def _table(rows: Sequence[Sequence[float | None]], like: Tensor) -> tuple[Tensor
             if value is not None:
                 values[i, j], there[i, j] = value, True
     return values, there
-
-
-def _spearman(a: Tensor, b: Tensor) -> float:
-    """Rank correlation; 0 where one of the two does not vary."""
-    from scipy.stats import spearmanr
-
-    if len(a) < 2 or float(a.std()) == 0 or float(b.std()) == 0:
-        return 0.0
-    return float(spearmanr(a.numpy(), b.numpy()).statistic)

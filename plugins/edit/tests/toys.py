@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rlhf_core.interfaces import Config, Context, FeedbackSource
+from rlhf_core.interfaces import Context
 from rlhf_core.policies.causal_lm import CausalLM
 from rlhf_core.policies.config import CausalLMConfig
 from rlhf_core.records import Edit, Feedback, Prompt, Sample
@@ -21,21 +21,6 @@ from torch import Tensor
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "no", "dog", "in", "this", "old", "town"]
 RUDE, POLITE = ["daft", "lazy"], ["please", "thanks"]
 ROOMS = ["kitchen", "garden"]
-
-
-class NoConfig(Config):
-    """Nothing to configure."""
-
-
-class Memory(FeedbackSource[NoConfig]):
-    """Records from memory."""
-
-    def __init__(self, records: Sequence[Feedback]) -> None:
-        super().__init__(NoConfig(), Context())
-        self.records = records
-
-    def __iter__(self) -> Iterator[Feedback]:
-        return iter(self.records)
 
 
 # --- a known truth ---------------------------------------------------------------------------------------------------
@@ -100,7 +85,7 @@ def fresh() -> dict[str, Any]:
 
 def make_context(records: Sequence[Feedback] = (), policy: Any = None, seed: int = 0, **changes: Any) -> Context:
     """A context in which the only feedback is that of `edits` and the only policy is `policy`."""
-    source = Memory(list(records) or edits(60))
+    source = list(records) or edits(60)
     return Context("reward", "mine", seed, resolve=lambda kind, id: policy if kind == "policy" else source, **changes)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from rlhf_core.interfaces import Config, Context, FeedbackSource
+from rlhf_core.interfaces import Context
 from rlhf_core.records import Demonstration, Feedback, Prompt, Rollout, Sample
 from rlhf_plugin_irl.config import IRLRewardConfig
 from rlhf_plugin_irl.reward import IRLReward
@@ -42,21 +42,6 @@ def demonstrations(count: int = 60, seed: int = 0, **more: Any) -> list[Demonstr
     """The expert says please; nothing else is different."""
     rng = random.Random(seed)
     return [Demonstration(prompt=f"Ask {number}:", response=sentence(rng, "please"), **more) for number in range(count)]
-
-
-class NoConfig(Config):
-    """Nothing to configure."""
-
-
-class Memory(FeedbackSource[NoConfig]):
-    """Records from memory."""
-
-    def __init__(self, records: Sequence[Feedback]) -> None:
-        super().__init__(NoConfig(), Context())
-        self.records = records
-
-    def __iter__(self) -> Iterator[Feedback]:
-        return iter(self.records)
 
 
 class Speaker:
@@ -91,7 +76,7 @@ def make_context(records: Sequence[Feedback] = (), policy: Any = None, seed: int
     """A context in which all feedback is `records` (for the tokenizer, `demonstrations`)."""
     speaker = policy or Speaker()
     spoken = [Demonstration(prompt=s.prompt, response=s.response) for s in fresh_samples(40)]
-    sources = {"texts": Memory([*demonstrations(40), *spoken]), "experts": Memory(records)}
+    sources = {"texts": [*demonstrations(40), *spoken], "experts": records}
 
     def resolve(kind: str, id: str) -> Any:
         return speaker if kind == "policy" else sources[id]

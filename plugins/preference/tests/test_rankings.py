@@ -17,7 +17,7 @@ from rlhf_plugin_preference.strength import Strength
 from rlhf_plugin_preference.ties import TiedPair
 from scipy.stats import spearmanr
 
-from .toys import WORDS, Memory, comparisons, fresh, make_reward
+from .toys import WORDS, comparisons, fresh, make_reward
 
 
 def reply(rng: random.Random) -> tuple[str, int]:
@@ -40,7 +40,9 @@ def rankings(count: int, seed: int, kind: str) -> list[Comparison]:
             continue
         if kind == "votes":
             ranks = [int(rank > 0) for rank in ranks]
-        made.append(Comparison(prompt=f"Ask {len(made)}:", responses=texts, ranks=tuple(ranks), ties_judged=kind == "ties"))
+        made.append(
+            Comparison(prompt=f"Ask {len(made)}:", responses=texts, ranks=tuple(ranks), ties_judged=kind == "ties")
+        )
     return made
 
 
@@ -59,7 +61,7 @@ def agreement(reward: Any, seed: int = 50) -> float:
     ("ties", {"ties": "davidson"}),
 ])  # fmt: skip
 def test_what_is_learnt_from_rankings_agrees_with_the_truth(kind: str, config: dict[str, Any], seed: int) -> None:
-    reward = make_reward(Context("reward", "mine", seed, resolve=lambda kind, id: Memory(comparisons(40))), **config)
+    reward = make_reward(Context("reward", "mine", seed, resolve=lambda kind, id: comparisons(40)), **config)
     metrics = reward.fit(rankings(160, seed, kind))
     assert agreement(reward) > 0.85, metrics
     if "rankings" in config:
@@ -150,7 +152,7 @@ def spoiled(count: int = 300, seed: int = 0) -> tuple[list[Comparison], set[str]
 
 def clean(records: list[Comparison], directory: Path | None = None, **config: Any) -> Strength:
     member = {"fresh": fresh(), "learning_rate": 3e-3, "epochs": 1, "batch_size": 16}
-    source, texts = Memory(records), Memory(comparisons(40))
+    source, texts = records, comparisons(40)
     context = Context("feedback", "cleaned", 0, directory=directory,
                       resolve=lambda kind, id: source if id == "raw" else texts)  # fmt: skip
     config = {"members": 4, "lowest_share": WRONG, "ambiguous_share": 0.1, **config}
@@ -163,7 +165,9 @@ def test_what_was_noted_the_wrong_way_round_is_found(tmp_path: Path, monkeypatch
     cleaned = list(source)
     assert len(cleaned) == len(records)
     before = {(r.prompt.text, r.responses): r for r in records}
-    flipped = {before[r.prompt.text, r.responses].id for r in cleaned if r.ranks != before[r.prompt.text, r.responses].ranks}
+    flipped = {
+        before[r.prompt.text, r.responses].id for r in cleaned if r.ranks != before[r.prompt.text, r.responses].ranks
+    }
     held_out = {r.id for r in records if r.prompt.in_share(0.1)}
     assert sum(source.counts.values()) <= len(records) - len(held_out)
     assert len(flipped & wrong) > 0.6 * len(wrong - held_out)
@@ -186,7 +190,11 @@ def test_dropping_and_keeping() -> None:
 
 
 def test_what_is_no_pair_passes_and_shares_are_at_most_all() -> None:
-    others = [RANKING, Demonstration(prompt="p", response="r"), Comparison(prompt="p", responses=("a", "b"), ranks=(0, 0))]
+    others = [
+        RANKING,
+        Demonstration(prompt="p", response="r"),
+        Comparison(prompt="p", responses=("a", "b"), ranks=(0, 0)),
+    ]
     assert list(clean(others)) == others  # type: ignore[arg-type]
     with pytest.raises(ValidationError, match="together are more than all"):
         clean([], lowest_share=0.6, ambiguous_share=0.6)

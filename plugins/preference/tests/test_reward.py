@@ -92,7 +92,9 @@ def test_specs_resolve_and_the_readme_lists_every_option_with_its_default(spec: 
     for name, field in config.model_fields.items():
         assert field.description
         default = field.get_default(call_default_factory=True)
-        expected = "none" if default is None or default == {} else "required" if field.is_required() else json.dumps(default)
+        expected = (
+            "none" if default is None or default == {} else "required" if field.is_required() else json.dumps(default)
+        )
         same = rows[name] == expected or (type(default) is float and float(rows[name]) == default)
         assert same, f"{name}: {rows[name]} instead of {expected}"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rlhf_core.interfaces import Config, Context, FeedbackSource
+from rlhf_core.interfaces import Context
 from rlhf_core.policies.causal_lm import CausalLM
 from rlhf_core.policies.config import CausalLMConfig
 from rlhf_core.records import Comparison, Feedback, Sample
@@ -26,21 +26,6 @@ SIZES: dict[str, dict[str, Any]] = {
              "max_position_embeddings": 64},
 }  # fmt: skip
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "no", "dog", "in", "this", "old", "town"]
-
-
-class NoConfig(Config):
-    """Nothing to configure."""
-
-
-class Memory(FeedbackSource[NoConfig]):
-    """Records from memory."""
-
-    def __init__(self, records: Sequence[Feedback]) -> None:
-        super().__init__(NoConfig(), Context())
-        self.records = records
-
-    def __iter__(self) -> Iterator[Feedback]:
-        return iter(self.records)
 
 
 def comparisons(count: int = 240, seed: int = 0, **more: Any) -> list[Comparison]:
@@ -62,7 +47,7 @@ def comparisons(count: int = 240, seed: int = 0, **more: Any) -> list[Comparison
 
 def make_context(records: Sequence[Feedback] = (), policy: Any = None, seed: int = 0, **changes: Any) -> Context:
     """A context in which the only feedback is that of `comparisons` and the only policy is `policy`."""
-    source = Memory(list(records) or comparisons(40))
+    source = list(records) or comparisons(40)
     return Context("reward", "mine", seed, resolve=lambda kind, id: policy if kind == "policy" else source, **changes)
 
 

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rlhf_core.interfaces import Config, Context, FeedbackSource
-from rlhf_core.records import Feedback, Prompt, Rating, Sample
+from rlhf_core.interfaces import Context
+from rlhf_core.records import Prompt, Rating, Sample
 from rlhf_plugin_rating.config import RatingRewardConfig
 from rlhf_plugin_rating.reward import RatingReward
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "no", "dog", "in", "this", "old", "town"]
 WORTH = {"please": 1.0, "thanks": 1.0, "never": -1.0, "stupid": -1.0}
 RATERS = {"harsh": (-1.2, 0.6), "mild": (1.0, 0.7), "wide": (0.0, 1.3), "usual": (0.0, 1.0)}  # bias, spread
-
-
-class NoConfig(Config):
-    """Nothing to configure."""
-
-
-class Memory(FeedbackSource[NoConfig]):
-    def __init__(self, records: Sequence[Feedback]) -> None:
-        super().__init__(NoConfig(), Context())
-        self.records = records
-
-    def __iter__(self) -> Iterator[Feedback]:
-        return iter(self.records)
 
 
 def reply(rng: random.Random) -> str:
@@ -63,5 +49,5 @@ def make_reward(seed: int = 0, **config: Any) -> RatingReward:
              "num_key_value_heads": 2, "max_position_embeddings": 64}  # fmt: skip
     fresh = {"architecture": "llama", "sizes": sizes, "tokenizer": {"text": ["texts"], "vocab_size": 320}}
     defaults = {"fresh": fresh, "learning_rate": 3e-3, "epochs": 3, "batch_size": 16}
-    context = Context("reward", "stars", seed, resolve=lambda kind, id: Memory(ratings(100, 9)))
+    context = Context("reward", "stars", seed, resolve=lambda kind, id: ratings(100, 9))
     return RatingReward(RatingRewardConfig.model_validate({**defaults, **config}), context)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from rlhf_core.errors import DataError
-from rlhf_core.interfaces import Config, Context, FeedbackSource
+from rlhf_core.interfaces import Context
 from rlhf_core.records import Comparison, Demonstration, Edit, Feedback, Prompt, Sample, Sentiment
 from rlhf_plugin_rules.config.learned import CoherenceRewardConfig, SentimentRewardConfig
 from rlhf_plugin_rules.learned import CoherenceReward, SentimentReward, shuffled
@@ -28,22 +28,9 @@ WORDS = {
 }
 
 
-class NoConfig(Config):
-    """Nothing to configure."""
-
-
-class Memory(FeedbackSource[NoConfig]):
-    def __init__(self, records: Sequence[Feedback]) -> None:
-        super().__init__(NoConfig(), Context())
-        self.records = records
-
-    def __iter__(self) -> Iterator[Feedback]:
-        return iter(self.records)
-
-
 def made(cls: Any, schema: Any, records: Sequence[Feedback], seed: int = 0, **config: Any) -> Any:
     fresh = {"architecture": "llama", "sizes": SIZES, "tokenizer": {"text": ["texts"], "vocab_size": 340}}
-    context = Context("reward", "learnt", seed, resolve=lambda kind, id: Memory(records[:200]))
+    context = Context("reward", "learnt", seed, resolve=lambda kind, id: records[:200])
     defaults = {"fresh": fresh, "learning_rate": 3e-3, "epochs": 2, "batch_size": 16}
     return cls(schema.model_validate({**defaults, **config}), context)
 
@@ -152,4 +139,6 @@ def test_feedback_of_another_kind() -> None:
     with pytest.raises(DataError, match=r"reward 'learnt': feedback of kind 'demonstration'; expected sentiments"):
         made(SentimentReward, SentimentRewardConfig, records).fit(records)
     with pytest.raises(DataError, match="expected demonstrations or edits or comparisons"):
-        made(CoherenceReward, CoherenceRewardConfig, records).fit([Sentiment(prompt="p", response="r", label="neutral")])
+        made(CoherenceReward, CoherenceRewardConfig, records).fit(
+            [Sentiment(prompt="p", response="r", label="neutral")]
+        )

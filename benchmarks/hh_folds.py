@@ -39,26 +39,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "linear": {"use": "linear"},
     "scratch": {"use": "preference", **SCRATCH},
     "encoder": {"use": "preference", **ENCODER},
-    # what may help the encoder, each alone
+    # what may help, each alone; on the small model what needs many runs
     "frozen 3*": {"use": "preference", **ENCODER, "frozen_layers": 3},
-    "head only*": {"use": "preference", **ENCODER, "frozen_layers": 6, "learning_rate": 1e-2, "epochs": 5},
     "smoothing*": {"use": "preference", **ENCODER, "label_smoothing": 0.2},
-    "two epochs*": {"use": "preference", **ENCODER, "epochs": 2},
-    "faster*": {"use": "preference", **ENCODER, "learning_rate": 1e-4},
-    "faster, frozen 3*": {"use": "preference", **ENCODER, "learning_rate": 1e-4, "frozen_layers": 3},
-    "seed 1*": {"use": "preference", **ENCODER, "seed": 1},
-    "seed 2*": {"use": "preference", **ENCODER, "seed": 2},
-    "cleaned: flip*": {"use": "preference", **ENCODER, "clean": {**STRENGTH, "lowest": "flip", "ambiguous": "keep"}},
-    "cleaned: smooth*": {"use": "preference", **ENCODER,
+    "scratch, smoothing*": {"use": "preference", **SCRATCH, "label_smoothing": 0.2},
+    "scratch, flip*": {"use": "preference", **SCRATCH, "clean": {**STRENGTH, "lowest": "flip", "ambiguous": "keep"}},
+    "scratch, smooth*": {"use": "preference", **SCRATCH,
                          "clean": {**STRENGTH, "lowest": "smooth", "ambiguous": "smooth"}},
-    "cleaned: drop*": {"use": "preference", **ENCODER, "clean": {**STRENGTH, "lowest": "drop", "ambiguous": "keep"}},
-    "margin*": {"use": "preference", **ENCODER,
-                "clean": {**STRENGTH, "lowest": "keep", "ambiguous": "keep", "margin": True}},
+    "scratch, drop*": {"use": "preference", **SCRATCH, "clean": {**STRENGTH, "lowest": "drop", "ambiguous": "keep"}},
+    "scratch, margin*": {"use": "preference", **SCRATCH,
+                         "clean": {**STRENGTH, "lowest": "keep", "ambiguous": "keep", "margin": True}},
 }  # fmt: skip
 ENSEMBLES = {
-    "encoder x 3": ["encoder", "seed 1", "seed 2"],
     "encoder + linear": ["encoder", "linear"],
-    "encoder x 3 + linear": ["encoder", "seed 1", "seed 2", "linear"],
+    "encoder + frozen 3": ["encoder", "frozen 3"],
+    "encoder + frozen 3 + linear": ["encoder", "frozen 3", "linear"],
     "encoder + linear + scratch": ["encoder", "linear", "scratch"],
 }
 

@@ -27,8 +27,8 @@ FILES: dict[str, tuple[int, str]] = {  # name -> lines, and fields, those in bra
     "comparisons": (2500, f"prompt topic chosen rejected {ABOUT}"),
     "prompts": (400, "prompt topic"),
     "held_out": (128, "prompt topic"),
-    "ratings": (1600, f"prompt topic response rating aspects {ABOUT}"),
-    "rankings": (800, f"prompt topic responses ranks {ABOUT}"),
+    "ratings": (3200, f"prompt topic response rating aspects {ABOUT}"),
+    "rankings": (1200, f"prompt topic responses ranks {ABOUT}"),
     "edits": (1500, f"prompt topic original edited {ABOUT}"),
     "keywords": (800, f"prompt topic [response] wanted unwanted {ABOUT}"),
     "sentiment": (1200, f"prompt topic response label [score] {ABOUT}"),
@@ -161,7 +161,7 @@ def test_the_first_four_files_are_as_they_were_first_published():
 
 
 def test_all_files_together_are_small():
-    assert sum(path.stat().st_size for path in (DESK / "data").iterdir()) < 4.5e6
+    assert sum(path.stat().st_size for path in (DESK / "data").iterdir()) < 5.5e6
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -298,7 +298,7 @@ def test_ratings_follow_gold_and_every_rater_has_a_bias_of_their_own():
 def test_two_replies_to_one_prompt_are_rated_by_one_person_one_after_the_other():
     rows = ROWS["ratings"]
     pairs = [(a, b) for a, b in pairwise(rows) if a["prompt"] == b["prompt"]]
-    assert len(pairs) == 400 and len({row["prompt"] for row in rows}) == 1200
+    assert len(pairs) == 800 and len({row["prompt"] for row in rows}) == 2400
     assert all(a["annotator"] == b["annotator"] and a["response"] != b["response"] for a, b in pairs)
     assert sum(abs(a["rating"] - b["rating"]) >= 1 for a, b in pairs) > 250  # make pairs with a margin
 

@@ -33,8 +33,8 @@ from making.world import PROBLEMS, Row, prompts
 
 COUNTS = {"held_out": 128, "prompts": 400, "demonstrations": 1500, "comparisons": 2500}
 MORE: dict[str, tuple[int, Callable[[Random, list[Row]], Iterator[Row]]]] = {  # name -> prompts, what is made of them
-    "ratings": (1200, judged.ratings),
-    "rankings": (800, compared.rankings),
+    "ratings": (2400, judged.ratings),
+    "rankings": (1200, compared.rankings),
     "edits": (1500, rewritten.edits),
     "keywords": (800, judged.keywords),
     "sentiment": (1200, judged.sentiment),

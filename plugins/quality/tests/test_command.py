@@ -147,7 +147,7 @@ def test_long_crowds_are_cut_but_never_the_dropped(tmp_path: Path) -> None:
     assert "and 10 more that were kept; --json lists all" in text and "w29" in text and "w30" not in text
     assert text.count("fast") >= 3
     few = printed(run_check(write(tmp_path / "rows.jsonl", *as_rows(records[:3]))))
-    assert "too few: fewer than 10 records, too few to judge" in few
+    assert "too few: fewer than 10 records are not judged" in few
 
 
 def test_biases_and_coverage_are_printed(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def _annotators(checked: Checked) -> Table:
         table.add_row(*row)
     captions, least = [], checked.thresholds.min_records
     if any(a.few for a in shown):
-        captions.append(f"too few: fewer than {least} records, too few to judge")
+        captions.append(f"too few: fewer than {least} records are not judged")
     if any("*" in cell for cell in columns["weight"]):
         captions.append(f"* fewer than {least} answers to shared items: the crowd's mean")
     if left:
@@ -189,7 +189,7 @@ def _summary(checked: Checked) -> Table:
         "prompts",
         f"{prompts.distinct} distinct in {prompts.records} records"
         + (f", {prompts.near} of them equal to another but for case and punctuation" if prompts.near else "")
-        + (f"; {prompts.distinct_bigrams:.1%} of word pairs differ" if prompts.distinct_bigrams is not None else ""),
+        + (f"; {prompts.distinct_bigrams:.1%} of word pairs distinct" if prompts.distinct_bigrams is not None else ""),
     )
     if findings.coverage:
         coverage = findings.coverage

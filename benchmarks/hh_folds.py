@@ -121,9 +121,10 @@ def joined(done: dict[str, Any], names: Sequence[str]) -> dict[str, list[float]]
     return folds
 
 
-def table(done: dict[str, Any], reference: str) -> None:
-    """The Markdown table of everything that has all folds."""
-    rows = {name: folds for name, folds in done.items() if name != "seconds" and len(folds) == FOLDS}
+def table(done: dict[str, Any], reference: str, count: int) -> None:
+    """The Markdown table of everything that has the first `count` folds, over those."""
+    wanted = [str(number) for number in range(count)]
+    rows = {name: {n: folds[n] for n in wanted} for name, folds in done.items() if set(wanted) <= folds.keys()}
     rows |= {name: joined(rows, parts) for name, parts in ENSEMBLES.items() if all(part in rows for part in parts)}
     print(f"| model | accuracy, % | difference to {reference}, points | seconds a fold |\n|---|---|---|---|")
     for name, folds in rows.items():
@@ -144,6 +145,7 @@ def main() -> None:
     parser.add_argument("--encoder", required=True, help="folder of a small pretrained encoder")
     parser.add_argument("--out", type=Path, default=Path("hh_folds.json"))
     parser.add_argument("--reference", default="linear", help="what the others are compared with")
+    parser.add_argument("--folds", type=int, default=FOLDS, help="only the first so many")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0: as many as it likes")
     parser.add_argument("names", nargs="*", help="variants; by default those without a star")
     args = parser.parse_args()
@@ -160,7 +162,7 @@ def main() -> None:
     done: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"seconds": {}}
     variants = {name.rstrip("*"): config for name, config in VARIANTS.items()}
     for name in args.names or [name for name in VARIANTS if not name.endswith("*")]:
-        for number in range(FOLDS):
+        for number in range(args.folds):
             if str(number) in done.setdefault(name, {}):
                 continue
             train, test = [r for r in records if fold(r) != number], [r for r in records if fold(r) == number]
@@ -171,8 +173,8 @@ def main() -> None:
             percent = 100 * accuracy(done[name][str(number)])
             print(f"{name} fold {number}: {percent:.1f} % of {len(test)}, {seconds:.0f} s")
             args.out.write_text(json.dumps(done))
-    print(f"\n{len(records)} pairs, {FOLDS} folds by prompt\n")
-    table(done, args.reference)
+    print(f"\n{len(records)} pairs, the first {args.folds} of {FOLDS} folds by prompt\n")
+    table(done, args.reference, args.folds)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from rlhf_core import API_VERSION, ComponentSpec, KindSpec, __version__, builtin, hookimpl, plugins
+from rlhf_core import API_VERSION, ComponentSpec, KindSpec, __version__, builtin, hookimpl
 from rlhf_core.errors import PluginError
+from rlhf_core.importing import import_object
 from rlhf_core.interfaces import Config, RewardModel
-from rlhf_core.plugins import HOOKS, PluginInfo, Plugins, import_object, load_plugins
+from rlhf_core.plugins import DISABLE, HOOKS, PluginInfo, Plugins, load_plugins, loader
 
 CORE = Path(__file__).parents[1]
 make_venv = runpy.run_path(str(Path(__file__).with_name("venvs.py")))["make_venv"]
@@ -119,7 +120,7 @@ def probe(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     python = make_venv(tmp_path_factory.mktemp("venv"), CORE, *installed, editable=[sources["fix-editable"]])
 
     def run(*arguments: str, cwd: Path, **environment: str) -> dict[str, Any]:
-        clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH", plugins.DISABLE)}
+        clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH", DISABLE)}
         done = subprocess.run(
             [python, *(arguments or ("-c", PROBE))],
             cwd=cwd,
@@ -308,7 +309,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plugins]:
 
     def load(disable: Any = (), **objects: Any) -> Plugins:
         monkeypatch.setattr(
-            plugins,
+            loader,
             "_discover",
             lambda: iter([(PluginInfo(name, f"dist-{name}", "1.0"), lambda o=o: o) for name, o in objects.items()]),
         )
@@ -526,7 +527,7 @@ def test_import_object(failing: str) -> None:
 
 
 def test_disabling_from_python(installed: Callable[..., Plugins], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(plugins.DISABLE, "all")
+    monkeypatch.setenv(DISABLE, "all")
     assert [info.status for info in installed((), a=plugin(spec())).plugins] == ["ok", "ok"]
     assert [info.status for info in installed(None, a=plugin(spec())).plugins] == ["ok", "disabled"]
     assert [info.status for info in installed("rlhf-core, dist.A", a=plugin(spec())).plugins] == ["ok", "disabled"]

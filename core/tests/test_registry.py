@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
 from rlhf_core.errors import PluginError, RegistryErrors, RLHFError
+from rlhf_core.importing import did_you_mean
 from rlhf_core.interfaces import (
     ComponentSpec,
     Config,
@@ -28,7 +29,7 @@ from rlhf_core.interfaces import (
     StageConfig,
 )
 from rlhf_core.interfaces.config import RefTo
-from rlhf_core.plugins import did_you_mean, load_plugins
+from rlhf_core.plugins import load_plugins
 from rlhf_core.registry import Catalogue, FunctionDecl, Registry, ResolvedPipeline, json_schema
 from rlhf_core.registry.reader import parse
 from ruamel.yaml import YAML

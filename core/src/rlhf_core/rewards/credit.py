@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..policies.text import pad_right
 from ..records import Span
+from ..training import by_tokens
 from .config import TextRewardConfig
 from .network import TextNetwork
 from .text import TextReward
@@ -57,6 +58,22 @@ class CreditReward(TextReward[C]):
         ids, mask = pad_right(texts, self.codec.pad, self.context.device)
         with self.context.autocast():
             return self.network.both(ids, mask)
+
+    @torch.no_grad()
+    def predict_both(self, texts: Sequence[list[int]]) -> tuple[Tensor, list[Tensor]]:
+        """Outputs (N, K) of any number of encoded texts, and of each text the credits of its tokens (S, C).
+
+        Without dropout or gradient, within the token budget, as `predict`.
+        """
+        self.network.eval()
+        outputs = torch.zeros(len(texts), self.network.head.out_features, device=self.context.device)
+        credits: list[Tensor] = [outputs] * len(texts)
+        for rows in by_tokens([len(text) for text in texts], self.config.micro_batch_tokens):
+            found, of_tokens = self.both([texts[row] for row in rows])
+            outputs[rows] = found.to(outputs)
+            for row, own in zip(rows, of_tokens, strict=True):
+                credits[row] = own[: len(texts[row])]
+        return outputs, credits
 
 
 def credit_spans(response: str, ranges: Sequence[tuple[int, int]], credits: Sequence[float]) -> tuple[Span, ...]:

@@ -1,7 +1,17 @@
 """Training by gradient: optimizer steps, the supervised loop, and cutting work into parts."""
 
 from .batching import Size, by_tokens, share
-from .gradient import GradientSteps, as_floats, summed
+from .gradient import GradientSteps, as_floats, backward, summed
 from .supervised import SupervisedLoop, fit_task
 
-__all__ = ["GradientSteps", "Size", "SupervisedLoop", "as_floats", "by_tokens", "fit_task", "share", "summed"]
+__all__ = [
+    "GradientSteps",
+    "Size",
+    "SupervisedLoop",
+    "as_floats",
+    "backward",
+    "by_tokens",
+    "fit_task",
+    "share",
+    "summed",
+]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from ..errors import NumericalError
-from ..interfaces import Context, OptimizerSettings, State
+from ..interfaces import Context, LossSum, OptimizerSettings, State
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -103,6 +103,20 @@ class GradientSteps:
         whole = self.optimizer.state_dict()
         whole["state"] = {int(index): moments for index, moments in state["moments"].items()}
         self.optimizer.load_state_dict(whole)
+
+
+def backward(losses: Iterable[LossSum], count: float) -> dict[str, float]:
+    """Backward through parts of one optimizer step, each as soon as it is there; its statistics, `loss` among them.
+
+    Args:
+        losses: of the parts. count: of the whole step, over all parts and processes: what their sums are divided by.
+    """
+    sums: dict[str, float] = {}
+    for loss in losses:
+        (loss.total / count).backward()  # type: ignore[no-untyped-call]
+        for name, value in {"loss": float(loss.total.detach()), **loss.stats}.items():
+            sums[name] = sums.get(name, 0.0) + value / count
+    return sums
 
 
 def summed(stats: dict[str, float], accelerator: Accelerator | None) -> dict[str, float]:

@@ -8,7 +8,7 @@ from ..errors import DataError, NumericalError
 from ..interfaces import Context, State, StepStats, SupervisedConfig, SupervisedTask
 from ..randomness import derive_seed, permutation, seed_everything
 from .batching import by_tokens, share
-from .gradient import GradientSteps, summed
+from .gradient import GradientSteps, backward, summed
 
 
 class SupervisedLoop:
@@ -48,14 +48,10 @@ class SupervisedLoop:
         rows = order[place * config.batch_size : (place + 1) * config.batch_size]
         count = sum(task.count(task.train[row]) for row in rows)
         mine = [rows[i] for i in share(len(rows), self.context.accelerator)]
-        sums: dict[str, float] = {}
+        parts = by_tokens(self._sizes, config.micro_batch_tokens, mine)
         task.module.train()
         try:
-            for part in by_tokens(self._sizes, config.micro_batch_tokens, mine):
-                loss = task.loss([task.train[row] for row in part])
-                (loss.total / count).backward()  # type: ignore[no-untyped-call]
-                for name, value in {"loss": float(loss.total.detach()), **loss.stats}.items():
-                    sums[name] = sums.get(name, 0.0) + value / count
+            sums = backward((task.loss([task.train[row] for row in part]) for part in parts), count)
         finally:
             task.module.eval()
         sums = summed(sums, self.context.accelerator)

@@ -14,7 +14,6 @@ from rlhf_core.interfaces import SupervisedTask
 from rlhf_core.records import Demonstration, Edit, Feedback, Prompt, Sample, Scores, Span
 from rlhf_core.rewards.credit import CreditNetwork, CreditReward
 from rlhf_core.segmentation import pieces
-from rlhf_core.training import by_tokens
 from torch import nn
 
 from .alignment import align
@@ -71,17 +70,14 @@ class EditReward(CreditReward[EditRewardConfig]):
 
     @torch.no_grad()
     def score(self, samples: Sequence[Sample]) -> Scores:
-        self.network.eval()
         texts = [self.read(sample.prompt, sample.response) for sample in samples]
-        values = torch.zeros(len(texts), device=self.context.device)
-        spans: list[tuple[Span, ...]] = [()] * len(texts)
-        for rows in by_tokens([len(text.ids) for text in texts], self.config.micro_batch_tokens):
-            outputs, logits = self.both([texts[row].ids for row in rows])
-            values[rows] = outputs[:, 0].float()
-            for row, credits in zip(rows, credit(logits).tolist(), strict=True):
-                spans[row] = self._spans(samples[row].response, texts[row], credits)
-        earned = values.new_tensor([sum(span.credit for span in row) for row in spans])
-        return Scores(values, tuple(spans) if self.config.span_weight else None, parts={"spans": earned})
+        outputs, logits = self.predict_both([text.ids for text in texts])
+        spans = tuple(
+            self._spans(sample.response, text, credit(own).tolist())
+            for sample, text, own in zip(samples, texts, logits, strict=True)
+        )
+        earned = outputs.new_tensor([sum(span.credit for span in row) for row in spans])
+        return Scores(outputs[:, 0], spans if self.config.span_weight else None, parts={"spans": earned})
 
     def _spans(self, response: str, text: Text, credits: Sequence[float]) -> tuple[Span, ...]:
         """One span per word with credit."""

@@ -24,11 +24,11 @@ from typing import Any
 
 import torch
 from rlhf_core.errors import ConfigError, DataError
-from rlhf_core.interfaces import Context, OnlineReward, State, StepStats, SupervisedTask
+from rlhf_core.interfaces import Context, LossSum, OnlineReward, State, StepStats, SupervisedTask
 from rlhf_core.randomness import seed_everything
 from rlhf_core.records import Demonstration, Feedback, Rollout, Sample, Scores
 from rlhf_core.rewards.text import TextReward
-from rlhf_core.training import GradientSteps, by_tokens, share, summed
+from rlhf_core.training import GradientSteps, backward, by_tokens, share, summed
 from torch import Tensor
 
 from .config import IRLRewardConfig
@@ -183,16 +183,17 @@ class IRLReward(TextReward[IRLRewardConfig], OnlineReward[IRLRewardConfig]):
             for i, then, now in zip(mine, drawn, ratios[1].tolist(), strict=True):
                 contrasts[i] = replace(contrasts[i], importance=min(math.exp(now - then.log_ratio), LARGEST))
         task = ContrastTask(self, contrasts, [])
-        sums: dict[str, float] = {}
+        maxent = config.algorithm == "maxent"
+
+        def loss(rows: list[int]) -> LossSum:
+            own = None if ratios is None else ratios[:, [row - mine.start for row in rows]].flatten()
+            return task.loss([contrasts[row] for row in rows], own, maxent=maxent)
+
+        parts = by_tokens([task.size(c) for c in contrasts], config.micro_batch_tokens, mine)
         seed_everything(stream)  # dropout repeats
         self.network.train()
         try:
-            for rows in by_tokens([task.size(c) for c in contrasts], config.micro_batch_tokens, mine):
-                own = None if ratios is None else ratios[:, [row - mine.start for row in rows]].flatten()
-                loss = task.loss([contrasts[row] for row in rows], own, maxent=config.algorithm == "maxent")
-                (loss.total / count).backward()  # type: ignore[no-untyped-call]
-                for name, value in {"loss": float(loss.total.detach()), **loss.stats}.items():
-                    sums[name] = sums.get(name, 0.0) + value / count
+            sums = backward(map(loss, parts), count)
         finally:
             self.network.eval()
         stats = {**summed(sums, self.context.accelerator), "grad_norm": self._steps().step()["grad_norm"]}

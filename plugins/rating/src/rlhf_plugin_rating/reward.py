@@ -20,7 +20,6 @@ from rlhf_core.policies.text import at_last_character
 from rlhf_core.records import Feedback, Rating, Sample, Scores
 from rlhf_core.rewards.credit import CreditNetwork, CreditReward, credit_spans
 from rlhf_core.rewards.pairs import Pair, PairTask
-from rlhf_core.training import by_tokens
 from torch import Tensor, nn
 
 from .config import RatingRewardConfig
@@ -69,8 +68,6 @@ class RatingReward(CreditReward[RatingRewardConfig]):
 
     @torch.no_grad()
     def score(self, samples: Sequence[Sample]) -> Scores:
-        if not samples:
-            return Scores(torch.zeros(0))
         if self.config.span_coef:
             return self._score_with_credit(samples)
         texts = [self.encode(sample.prompt, sample.response) for sample in samples]
@@ -82,18 +79,13 @@ class RatingReward(CreditReward[RatingRewardConfig]):
         return Scores(self.combined(readings), parts=parts, **more)
 
     def _score_with_credit(self, samples: Sequence[Sample]) -> Scores:
-        self.network.eval()
         parts = [self.encode_parts(sample.prompt, sample.response) for sample in samples]
-        outputs = torch.zeros(len(samples), len(self.names), device=self.context.device)
-        spans: list[Any] = [()] * len(samples)
-        for rows in by_tokens([len(q) + len(a) for q, a in parts], self.config.micro_batch_tokens):
-            found, credits = self.both([[*parts[row][0], *parts[row][1]] for row in rows])
-            outputs[rows] = found.to(outputs)
-            for i, row in enumerate(rows):
-                (question, answer), sample = parts[row], samples[row]
-                own = credits[i, len(question) : len(question) + len(answer), 0] / len(answer)
-                ranges = self.codec.token_ranges(sample.prompt, sample.response, answer)
-                spans[row] = credit_spans(sample.response, ranges, own.tolist())
+        outputs, credits = self.predict_both([[*question, *answer] for question, answer in parts])
+        spans = []
+        for sample, (question, answer), own in zip(samples, parts, credits, strict=True):
+            ranges = self.codec.token_ranges(sample.prompt, sample.response, answer)
+            share = own[len(question) :, 0] / len(answer)
+            spans.append(credit_spans(sample.response, ranges, share.tolist()))
         return self._scores(outputs, spans=tuple(spans))
 
     # --- learning ----------------------------------------------------------------------------------------------------

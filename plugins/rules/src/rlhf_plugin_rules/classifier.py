@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from rlhf_core.errors import ConfigError
 from rlhf_core.interfaces import Context, RewardModel
-from rlhf_core.policies.loading import complete_tokenizer, context_length, load_pretrained
+from rlhf_core.policies.loading import complete_tokenizer, load_pretrained
 from rlhf_core.policies.text import pad_right
 from rlhf_core.records import Sample, Scores
+from rlhf_core.rewards.network import longest_text
 from rlhf_core.training import by_tokens
 from torch import Tensor
 
@@ -37,9 +38,7 @@ class Classifier(RewardModel[ClassifierConfig]):
             raise ConfigError(f"{context.where} value", f"{config.model!r} is a regression, which knows no probability",
                               "`logit`, the number that it predicts", "set value: logit")  # fmt: skip
         self._exclusive = labels > 1 and kind != "multi_label_classification"
-        # some models have positions that no token may take (roberta: 514 for 512 tokens); their tokenizers know
-        limits = (config.max_tokens, context_length(self.model) or config.max_tokens, self.tokenizer.model_max_length)
-        self.max_tokens = min(limits)
+        self.max_tokens = longest_text(self.model, self.tokenizer, config.max_tokens)
 
     @torch.no_grad()
     def score(self, samples: Sequence[Sample]) -> Scores:

@@ -77,7 +77,7 @@ class Metric(RewardModel[MetricConfig]):
 
 
 class _Words:
-    """The words of `text.words` as rouge-score wants a tokenizer; its own one drops all but a-z and digits."""
+    """The words of `segmentation` as rouge-score wants a tokenizer; its own one drops all but a-z and digits."""
 
     def tokenize(self, text: str) -> list[str]:
         return [word.casefold() for word in words(text)]

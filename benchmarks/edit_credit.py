@@ -38,12 +38,12 @@ def gold_of(samples: Any) -> float:
 def prepare(seed: int) -> tuple[Any, Any]:
     """A policy after sft, and a fitted reward."""
     from rlhf_core import load
-    from rlhf_core.interfaces import Context, SupervisedConfig
+    from rlhf_core.interfaces import Context, Schedule, SupervisedConfig
     from rlhf_core.training import fit_task
 
     policy = load(ROOT / "registry.yaml").build("policy", "desk-lm", Context(seed=seed, warn=lambda words: None))
     find = policy.context.component
-    sft = SupervisedConfig(epochs=5, learning_rate=2e-3, lr_schedule="cosine", warmup_steps=10)
+    sft = SupervisedConfig(epochs=5, learning_rate=Schedule(schedule="cosine", start=2e-3, warmup=10))
     fit_task(policy.demonstrations(find("feedback", "desk-demonstrations"), held_out=0.1), sft, policy.context)
     reward = find("reward", "edited")
     metrics = reward.fit(find("feedback", "desk-edits"))

@@ -30,7 +30,7 @@ SCRATCH = {
                   "num_key_value_heads": 4, "max_position_embeddings": 256},
         "tokenizer": {"text": ["train"], "vocab_size": 2048},
     },
-    "pooling": "mean", "max_tokens": 256, "learning_rate": 3e-4, "lr_schedule": "cosine", "warmup_steps": 10,
+    "pooling": "mean", "max_tokens": 256, "learning_rate": {"schedule": "cosine", "start": 3e-4, "warmup": 10},
     "epochs": 2, "weight_decay": 0.1,
 }  # fmt: skip
 ENCODER = {"model": "ENCODER", "pooling": "mean", "max_tokens": 160, "micro_batch_tokens": 2048}

@@ -120,7 +120,7 @@ def everything(world: World, reward: IRLReward) -> Tensor:
 def learn(world: World, demonstrations: Sequence[str], algorithm: str, seed: int, **config: Any) -> Tensor:
     """The scores of every response after learning from `demonstrations`: a fit, and but for one-shot STEPS in turn."""
     policy = Chain(world)
-    settings = {"epochs": 6, "lr_schedule": "cosine", "samples_per_demonstration": 4, "update_learning_rate": 1e-3,
+    settings = {"epochs": 6, "samples_per_demonstration": 4, "update_learning_rate": 1e-3,
                 "standardise": False}  # fmt: skip
     reward = make_reward(world, policy, demonstrations, seed, algorithm=algorithm, **{**settings, **config})
     reward.fit(Texts(demonstrations))

@@ -59,7 +59,7 @@ def measure(seed: int, names: list[str]) -> dict[str, tuple[float, float]]:
     from make_data import make
     from rlhf_core import load
     from rlhf_core.functional import rank_correlation
-    from rlhf_core.interfaces import Context, SupervisedConfig
+    from rlhf_core.interfaces import Context, Schedule, SupervisedConfig
     from rlhf_core.training import fit_task
 
     samples = fresh_replies(seed)
@@ -72,7 +72,7 @@ def measure(seed: int, names: list[str]) -> dict[str, tuple[float, float]]:
             (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         policy = load(Path(folder, "registry.yaml")).build("policy", "desk-lm", Context(seed=seed))
         find = policy.context.component
-        sft = SupervisedConfig(epochs=5, learning_rate=2e-3, lr_schedule="cosine", warmup_steps=10)
+        sft = SupervisedConfig(epochs=5, learning_rate=Schedule(schedule="cosine", start=2e-3, warmup=10))
         fit_task(policy.demonstrations(find("feedback", "desk-demonstrations"), held_out=0.1), sft, policy.context)
         found = {}
         for name in names:

@@ -398,7 +398,7 @@ pipelines:
   parent:
     seed: 1
     policy: lm
-    override: {optimizer.ppo.warmup_steps: 5, optimizer.ppo.weight_decay: 0.5}
+    override: {optimizer.ppo.adam_eps: 5, optimizer.ppo.weight_decay: 0.5}
     stages: [optimize: {optimizer: ppo, steps: 10, shapers: [kl, whiten]}]
   child:
     extends: parent
@@ -415,7 +415,7 @@ def test_set_beats_override_beats_parent_beats_file(load: Callable[..., Registry
     def numbers(name: str, *overrides: str) -> tuple[Any, ...]:
         resolved = load(LAYERS).resolve(name, overrides)
         ppo, stage = config(resolved, "optimizer.ppo"), config(resolved, 0)
-        return ppo.clip, ppo.warmup_steps, ppo.weight_decay, stage.steps, stage.sampling.top_k, resolved.settings.seed
+        return ppo.clip, ppo.adam_eps, ppo.weight_decay, stage.steps, stage.sampling.top_k, resolved.settings.seed
 
     assert numbers("parent") == (0.1, 5, 0.5, 10, 0, 1)
     assert numbers("child") == (0.3, 5, 0.25, 20, 7, 1)
@@ -434,7 +434,7 @@ def test_set_takes_yaml_values_pairs_and_mappings(load: Callable[..., Registry])
     registry = load(LAYERS)
     resolved = registry.resolve("parent", ["stages.optimize.shapers=[kl]", ("seed", 7)])
     assert (config(resolved, 0).shapers, resolved.settings.seed) == (("kl",), 7)
-    assert registry.resolve("parent", {"seed": 8, "optimizer.ppo.lr_schedule": "linear"}).settings.seed == 8
+    assert registry.resolve("parent", {"seed": 8, "optimizer.ppo.learning_rate": {"schedule": "linear", "start": 1}}).settings.seed == 8
     assert registry.resolve("parent", ["description=a: b # c"]).settings.description == "a: b # c"
     assert config(registry.resolve("parent", ["policy.lm.revision='1234567'"]), "policy.lm").revision == "1234567"
     assert config(registry.resolve("parent", ["policy.lm.revision="]), "policy.lm").revision is None
@@ -568,7 +568,7 @@ def test_all_problems_are_shown_together_with_their_lines(load: Callable[..., Re
     assert texts(registry.problems()) == [
         "registry.yaml:3 require: unknown key 'require'; did you mean 'requires'?",
         "registry.yaml:13 components.reward.helpful.config.learning_rate: got 'fast'; "
-        "expected a number (peak learning rate of AdamW)",
+        "expected a number (learning rate of AdamW, or a schedule of it, counted in updates of the weights)",
         "registry.yaml:13 components.reward.helpful.config.epoch: unknown key 'epoch'; did you mean 'epochs'?",
         "registry.yaml:14 components.reward.polite.use: reward 'keyword': no installed plugin offers it; "
         "did you mean 'keywords'?",
@@ -592,7 +592,11 @@ CONFIGS_THAT_FAIL = [
     ("reward", "preference, config: {model: m, epochs: [1]}", "epochs: got a list of 1; expected a whole number"),
     ("reward", "preference, config: {model: m, epochs: }", "epochs: got nothing (null); expected a whole number"),
     ("reward", "preference, config: {model: 3}", 'model: got 3; expected text (path or hub id); write "3", with the'),
-    ("reward", "preference, config: {model: m, learning_rate: 0}", "learning_rate: got 0; expected a number above 0"),
+    ("reward", "preference, config: {model: m, learning_rate: -1}", "learning_rate: got -1, expected 0 or more"),
+    ("reward", "preference, config: {model: m, learning_rate: {schedule: linear, start: 1, end: -0.5}}",
+     "learning_rate: got end -0.5 of the linear schedule, expected 0 or more"),
+    ("reward", "preference, config: {model: m, learning_rate: {schedule: cosin, start: 1}}",
+     "learning_rate.schedule: got 'cosin'; expected 'constant', 'linear', 'cosine' or 'inverse-sqrt'"),
     ("reward", "preference, config: {model: m, learning_rate: .inf}", "learning_rate: got inf; expected a finite"),
     ("reward", "preference, config: {model: m, betas: [1]}", "betas.1: is missing"),
     ("reward", "preference, config: [model]", "config: got a list of 1; expected a mapping (`key: value`)"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,11 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from rlhf_core.api import load
+from rlhf_core.api import load, replay
+from rlhf_core.cli.app import build_app
 from rlhf_core.errors import ConfigError, DataError, NumericalError, RegistryErrors, RewardError, RunError
 from rlhf_core.runs import checkpoint
 from rlhf_core.runs.directory import Log
 from rlhf_core.runs.display import interval
+from typer.testing import CliRunner
 
 BEFORE = signal.getsignal(signal.SIGINT)  # ignored where the tests run in the background
 
@@ -453,8 +457,20 @@ def test_trackers_get_the_metrics(project):
 
 
 def test_a_non_finite_gradient_stops_before_the_update(project):
-    with pytest.raises(NumericalError, match=r"gradient norm (nan|inf)"):
-        load().run("tiny", out=project / "run", overrides=["optimizer.ppo.learning_rate=1e30"])
+    settings = ["optimizer.ppo.learning_rate=1e30", "checkpoint_every=1"]
+    with pytest.raises(
+        NumericalError, match=r"(loss|gradient norm).* (nan|inf).* at step (\d).*`rlhf replay (\S+)`"
+    ) as found:
+        load().run("tiny", out=project / "run", overrides=settings)
+    folder = Path(re.search(r"rlhf replay (\S+)`", str(found.value))[1])
+    assert folder.parent == project / "run" / "failures"
+    rows = replay(folder)
+    assert [row for row in rows if row["not_finite"] or not math.isfinite(row["loss"])], "the same batch fails again"
+    assert all(row["response"] is not None for row in rows)
+    again = CliRunner().invoke(build_app(), ["replay", str(folder)])
+    assert again.exit_code == 0 and "a batch whose loss was not finite" in again.output and "nan" in again.output
+    with pytest.raises(RunError, match="cannot be read"):
+        replay(project / "run" / "failures" / "step-999999")
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_whole(project, monkeypatch):

@@ -56,6 +56,10 @@ class Project:
         Raises:
             RLHFError: it is not declared, or its configuration is wrong.
         """
+        return self.build_together((kind, id), context=context)[0]
+
+    def build_together(self, *wanted: tuple[str, str], context: Context | None = None) -> list[Any]:
+        """Several components, and whatever they name, each built once."""
         from .interfaces import Context
         from .registry import load_function
 
@@ -74,7 +78,7 @@ class Project:
             return shared[kind, id]
 
         surroundings = replace(context or Context(), functions=functions, resolve=resolve)
-        return resolve(kind, id)
+        return [resolve(kind, id) for kind, id in wanted]
 
     def run(
         self,
@@ -110,6 +114,52 @@ class Project:
             return _run(resolved, self.plugins, lambda: new_directory(pipeline, scratch / "run"), display, dry_run=True)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def replay(folder: str | Path, plugins: Plugins | None = None) -> list[dict[str, Any]]:
+    """Compute a batch again whose loss was not finite, sample by sample, under the weights of that moment.
+
+    Args:
+        folder: what the error named, ``failures/step-N`` of a run directory.
+
+    Returns:
+        one mapping per sample: prompt, response, loss (None for an optimizer whose loss is not a sum over samples),
+        lowest and highest log-probability, and the names of the entries that are not finite.
+
+    Raises:
+        RLHFError: there is no such batch, or its run is not there.
+    """
+    from .interfaces import Needs
+    from .rl import OnPolicyOptimizer
+    from .rl.failure import FailedBatch
+    from .runs.directory import REGISTRY
+
+    failed = FailedBatch(Path(folder))
+    project = load(Path(folder).resolve().parents[1] / REGISTRY, plugins)
+    pipeline = project.resolve(project.pipelines[0])
+    policy, optimizer = project.build_together(("policy", pipeline.settings.policy), ("optimizer", failed.optimizer))
+    policy.load_state_dict(failed.policy)
+    optimizer.bind(policy, 1)
+    policy.load_state_dict(failed.policy)  # binding may have given the critic another beginning
+    rows = []
+    for row, sample in enumerate(failed.rollout.samples):
+        one = failed.rollout.select([row])
+        logprobs = policy.forward(one, Needs()).logprobs[one.mask].detach()
+        loss = (
+            optimizer.loss_of(failed.rollout, failed.prepared, row)
+            if isinstance(optimizer, OnPolicyOptimizer)
+            else None
+        )
+        rows.append(
+            {
+                "prompt": str(sample.prompt.text),
+                "response": sample.response,
+                "loss": loss,
+                "logprobs": (float(logprobs.min()), float(logprobs.max())) if len(logprobs) else None,
+                "not_finite": failed.not_finite(row),
+            }
+        )
+    return rows
 
 
 def resume_run(

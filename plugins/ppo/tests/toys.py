@@ -114,6 +114,10 @@ class Given(TrainingData):
     def __init__(self, rollout: Rollout, step: int = 0) -> None:
         self.given, self.step = rollout, step
 
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling()
+
     def prompts(self, count: int) -> list[Prompt]:
         raise NotImplementedError
 
@@ -153,6 +157,8 @@ def gradients(policy: CausalLM, ppo: PPO, rollout: Rollout) -> dict[str, Tensor]
     found: dict[str, Tensor] = {}
 
     class Recorder:
+        taken = 0
+
         def step(self, frozen: Any = ()) -> dict[str, float]:
             for name, p in policy.module.named_parameters():
                 found[name] = torch.zeros_like(p) if p.grad is None else p.grad.clone()

@@ -120,6 +120,16 @@ def _add_run_commands(app: typer.Typer, plugins: Plugins) -> None:
         display.finish(result.directory, result.summary, result.report)
 
     @app.command()
+    def replay(
+        folder: Annotated[Path, typer.Argument(help="failures/step-N of a run directory, as the error named it")],
+    ) -> None:
+        """Compute a batch again whose loss was not finite, sample by sample."""
+        from ..api import replay as again
+        from .tables import replay_table
+
+        replay_table(again(folder, plugins))
+
+    @app.command()
     def validate(registry: Registry = Path("registry.yaml")) -> None:
         """Check a registry file: all problems at once, with their lines."""
         from ..api import load

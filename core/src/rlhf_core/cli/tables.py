@@ -142,6 +142,24 @@ def pipeline_table(registry: Registry) -> None:
     console.print(table)
 
 
+def replay_table(rows: list[dict[str, Any]]) -> None:
+    """What each sample of a failed batch adds to the loss; those that are not finite in red."""
+    table = Table("", "response", "loss", "log-probabilities", "not finite", title="a batch whose loss was not finite",
+                  title_justify="left")  # fmt: skip
+    for number, row in enumerate(rows):
+        loss, span = row["loss"], row["logprobs"]
+        wrong = bool(row["not_finite"]) or (loss is not None and not abs(loss) < float("inf"))
+        table.add_row(
+            str(number),
+            escape(row["response"][:60]),
+            "-" if loss is None else f"{loss:.4g}",
+            "-" if span is None else f"{span[0]:.4g} to {span[1]:.4g}",
+            ", ".join(row["not_finite"]) or "-",
+            style="red" if wrong else "",
+        )
+    console.print(table)
+
+
 def dry_run_table(summary: dict[str, Any], resolved: ResolvedPipeline) -> None:
     """What one step of every stage took, and what all of them would."""
     table = Table(

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ..interfaces import Config, FeedbackRef, FunctionRef, Needs, RewardRef, SourceConfig
+from ..interfaces import (
+    Config,
+    FeedbackRef,
+    FunctionRef,
+    Needs,
+    RewardRef,
+    Schedule,
+    Scheduled,
+    SourceConfig,
+    within,
+)
 
 
 class PromptsConfig(SourceConfig):
@@ -98,8 +108,8 @@ class MixConfig(Config):
 class KLConfig(Config):
     """A penalty on every token for drifting from the reference."""
 
-    coef: float = Field(
-        default=0.05, ge=0, description="weight of the penalty; where `target` is set, the initial weight"
+    coef: Annotated[Scheduled, within(ge=0)] = Field(
+        default=0.05, description="weight of the penalty; where `target` is set, the initial weight"
     )
     estimator: Literal["k1", "k2", "k3", "abs"] = Field(default="k1", description="of the divergence per token")
     target: float | None = Field(
@@ -108,6 +118,12 @@ class KLConfig(Config):
         description="nats per response that the weight is adapted to hold; without it the weight is fixed",
     )
     horizon: float = Field(default=10_000, gt=0, description="with `target`: samples over which the weight adapts")
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> KLConfig:
+        if self.target is not None and isinstance(self.coef, Schedule):
+            raise ValueError("got both a schedule of coef and a target that adapts it, expected one of them")
+        return self
 
     @property
     def needs(self) -> Needs:

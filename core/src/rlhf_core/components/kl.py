@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..functional import kl_estimate
-from ..interfaces import Context, RewardShaper, State, StepStats
+from ..interfaces import Context, RewardShaper, State, StepStats, value_at
 from ..records import Rollout
 from .config import KLConfig
 
@@ -23,7 +23,12 @@ class KL(RewardShaper[KLConfig]):
 
     def __init__(self, config: KLConfig, context: Context) -> None:
         super().__init__(config, context)
-        self.coef = config.coef
+        self.adapted = value_at(config.coef, 0, 1)
+
+    @property
+    def coef(self) -> float:
+        """The coefficient at this step."""
+        return self.now(self.config.coef) if self.config.target is None else self.adapted
 
     def shape(self, rewards: Tensor, rollout: Rollout) -> tuple[Tensor, StepStats]:
         reference = rollout.reference_logprobs
@@ -31,17 +36,18 @@ class KL(RewardShaper[KLConfig]):
             raise RuntimeError(f"{self.context.where}: the rollout has no reference log-probabilities")
         kl = kl_estimate(rollout.logprobs, reference, kind=self.config.estimator)
         samples = int(rollout.mask.any(1).sum())
-        shaped = rewards - self.coef * kl.masked_fill(~rollout.mask, 0.0).to(rewards)
-        stats = {"kl/coef": self.coef, "kl/penalty": float((rewards - shaped).sum()) / max(samples, 1)}
+        coef = self.coef
+        shaped = rewards - coef * kl.masked_fill(~rollout.mask, 0.0).to(rewards)
+        stats = {"kl/coef": coef, "kl/penalty": float((rewards - shaped).sum()) / max(samples, 1)}
         if self.config.target is not None:
             k1 = float((rollout.logprobs - reference).masked_fill(~rollout.mask, 0.0).sum())
             per_sample = k1 / max(samples, 1)
             error = min(max(per_sample / self.config.target - 1, -0.2), 0.2)
-            self.coef *= 1 + error * samples / self.config.horizon
+            self.adapted *= 1 + error * samples / self.config.horizon
         return shaped, stats
 
     def state_dict(self) -> State:
-        return {"coef": self.coef}
+        return {"coef": self.adapted}
 
     def load_state_dict(self, state: State) -> None:
-        self.coef = float(state["coef"])
+        self.adapted = float(state["coef"])

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         StepStats,
         SupervisedTask,
         TrainingData,
+        Traits,
     )
     from .config import (
         Config,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     )
     from .context import Context
     from .rows import ABOUT, Row, RowFeedback, described, read_rows
+    from .schedule import Schedule, Scheduled, value_at, within
     from .specs import API_VERSION, ComponentSpec, Hooks, KindSpec, hookimpl, hookspec
     from .stage import Run, Stage
 
@@ -60,7 +62,7 @@ _NAMES = {
     "components": [
         "Component", "Environment", "FeedbackSource", "LossSum", "Metric", "OnlineReward", "Outputs", "Policy",
         "PolicyOptimizer", "PromptSource", "RewardModel", "RewardShaper", "State", "StepStats",
-        "SupervisedTask", "TrainingData",
+        "SupervisedTask", "TrainingData", "Traits",
     ],
     "config": [
         "Config", "EnvironmentRef", "FeedbackRef", "FunctionRef", "MetricRef", "ModelName", "Needs", "OptimizerRef",
@@ -73,6 +75,7 @@ _NAMES = {
     "rows": [
         "ABOUT", "Row", "RowFeedback", "described", "read_rows",
     ],
+    "schedule": ["Schedule", "Scheduled", "value_at", "within"],
     "specs": [
         "API_VERSION", "ComponentSpec", "Hooks", "KindSpec", "hookimpl", "hookspec",
     ],
@@ -85,9 +88,10 @@ __all__ = [
     "FeedbackRef", "FeedbackSource", "FunctionRef", "Hooks", "KindSpec", "LossSum", "Metric", "MetricRef",
     "ModelName", "Needs", "OnlineReward", "OptimizerRef", "OptimizerSettings", "Outputs", "Policy",
     "PolicyOptimizer", "PolicyRef", "PromptSource", "PromptsRef", "RefTo", "RelativePath", "RewardModel",
-    "RewardRef", "RewardShaper", "Row", "RowFeedback", "Run", "Sampling", "ShaperRef", "SourceConfig", "Stage",
-    "StageConfig", "State", "StepStats", "SupervisedConfig", "SupervisedTask", "TrainingData", "Until", "described",
-    "hookimpl", "hookspec", "read_rows", "references",
+    "RewardRef", "RewardShaper", "Row", "RowFeedback", "Run", "Sampling", "Schedule", "Scheduled", "ShaperRef",
+    "SourceConfig", "Stage", "StageConfig", "State", "StepStats", "SupervisedConfig", "SupervisedTask",
+    "TrainingData", "Traits", "Until", "described", "hookimpl", "hookspec", "read_rows", "references", "value_at",
+    "within",
 ]  # fmt: skip
 
 

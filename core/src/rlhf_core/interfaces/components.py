@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, Ty
 
 from ..records import Demonstration, Feedback, Prompt, Rollout, Sample, Scores
 from .config import Config, Needs, Sampling
+from .schedule import Schedule, value_at
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,6 +40,11 @@ class Component(ABC, Generic[C]):
     def __init__(self, config: C, context: Context) -> None:
         self.config = config
         self.context = context
+        self.progress = (0, 1)  # step, from 0, and number of steps; whoever drives the component keeps it
+
+    def now(self, option: float | Schedule) -> float:
+        """The value at this step of an option that may be a schedule."""
+        return value_at(option, *self.progress)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -184,7 +190,8 @@ class Outputs:
     """What a policy computes for a rollout, (B, T) unless said otherwise; None where not needed, 0 in padding.
 
     logprobs at the rollout's temperature; values before each token; bootstrap (B,); entropy in nats;
-    top_ids and top_logprobs (B, T, K).
+    top_ids and top_logprobs (B, T, K). distribution (B, T, V): log-probabilities of the whole vocabulary. hidden
+    (B, T, D): the states before each token, which `Policy.heads` read.
     """
 
     logprobs: Tensor
@@ -193,6 +200,8 @@ class Outputs:
     entropy: Tensor | None = None
     top_ids: Tensor | None = None
     top_logprobs: Tensor | None = None
+    distribution: Tensor | None = None
+    hidden: Tensor | None = None
 
 
 class Policy(Component[C]):
@@ -200,6 +209,14 @@ class Policy(Component[C]):
 
     critic: Literal["none", "shared", "separate"] = "none"
     """Where values come from: the policy's own trunk, or one of their own."""
+    steering: float = 0.0
+    """Where it is not 0 the policy acts and is evaluated as softmax(logits + steering * min over `heads` of Q(s, .));
+    the reference is never steered. Part of the policy's state."""
+
+    @property
+    def heads(self) -> Sequence[nn.Module]:
+        """Action-value heads, made by `prepare`: each maps `Outputs.hidden` (..., D) to Q(s, .) (..., V)."""
+        return ()
 
     @property
     @abstractmethod
@@ -214,6 +231,13 @@ class Policy(Component[C]):
     @abstractmethod
     def prepare(self, needs: Needs) -> None:
         """Make the heads that `needs` asks for; called before an optimizer is bound, harmless when called again."""
+
+    def start_critic(self, trunk: nn.Module, head: nn.Linear) -> None:
+        """Let the critic begin as a copy of `trunk` (a transformers model without heads) with `head` (D -> 1); called
+        after `prepare`."""
+        from ..errors import ConfigError
+
+        raise ConfigError(self.context.where, "its critic cannot be given", fix="use causal-lm with critic: separate")
 
     @abstractmethod
     def set_reference(self, source: str) -> None:
@@ -277,6 +301,11 @@ class TrainingData(ABC):
 
     step: int
 
+    @property
+    @abstractmethod
+    def sampling(self) -> Sampling:
+        """How the stage draws responses at this step."""
+
     @abstractmethod
     def prompts(self, count: int) -> list[Prompt]:
         """The next `count` prompts in the run's order."""
@@ -305,11 +334,30 @@ class TrainingData(ABC):
         """Offline records of the stage's feedback sources, all or of one kind ("comparison", "rating", ...)."""
 
 
+@dataclass(frozen=True)
+class Traits:
+    """What kind of algorithm an optimizer is; the conformance kit binds its checks to it.
+
+    learns_from: today's samples ("on-policy"), earlier ones as well ("off-policy"), or feedback alone ("offline").
+    gradient: whether it follows a gradient of a loss; False for evolution. baseline: whether equal rewards for all
+    samples leave the policy exactly as it is, as with group means and whitening, and not with a learnt critic.
+    """
+
+    learns_from: Literal["on-policy", "off-policy", "offline"]
+    gradient: bool = True
+    baseline: bool = False
+
+
 class PolicyOptimizer(Component[C]):
     """Improves a policy, one `step` at a time."""
 
     policy: Policy[Any]
     total_steps: int
+
+    @property
+    @abstractmethod
+    def traits(self) -> Traits:
+        """What kind of algorithm this is, as configured."""
 
     def bind(self, policy: Policy[Any], total_steps: int) -> None:
         """Take charge of `policy` for `total_steps` steps; called once, before the first step."""

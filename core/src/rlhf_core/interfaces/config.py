@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
+from .schedule import Schedule, Scheduled, value_at, within
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -16,7 +18,10 @@ class Needs:
 
     values: V(s) per token. bootstrap: V after the last token. reference: log-probabilities of the reference.
     entropy: of each token's distribution. top_k: ids and log-probabilities of the k likeliest tokens.
-    samples_per_prompt: at least this many, for group baselines.
+    distribution: log-probabilities of the whole vocabulary, in an update only. heads: so many action-value heads of the
+    policy, Q(s, .) over the vocabulary, and with them `hidden`: the states that heads read, in an update only.
+    token_ends: how much of the text is there after each token. samples_per_prompt: at least so many, for group
+    baselines.
     """
 
     values: bool = False
@@ -24,6 +29,10 @@ class Needs:
     reference: bool = False
     entropy: bool = False
     top_k: int = 0
+    distribution: bool = False
+    heads: int = 0
+    hidden: bool = False
+    token_ends: bool = False
     samples_per_prompt: int = 1
 
     def __or__(self, other: Needs) -> Needs:
@@ -120,7 +129,9 @@ class Sampling(Config):
 
     max_new_tokens: int = Field(default=64, ge=1, description="longest response, in tokens")
     min_new_tokens: int = Field(default=0, ge=0, description="end of text cannot be drawn before this many tokens")
-    temperature: float = Field(default=1.0, ge=0, description="softmax temperature; 0 takes the likeliest token")
+    temperature: Annotated[Scheduled, within(ge=0)] = Field(
+        default=1.0, description="softmax temperature; 0 takes the likeliest token; may be a schedule in `optimize`"
+    )
     top_k: int = Field(default=0, ge=0, description="draw among the k likeliest tokens; 0: all")
     top_p: float = Field(
         default=1.0, gt=0, le=1, description="draw among the likeliest tokens that hold this mass; 1: all"
@@ -133,26 +144,38 @@ class Sampling(Config):
             raise ValueError(f"min_new_tokens ({self.min_new_tokens}) exceeds max_new_tokens ({self.max_new_tokens})")
         if "" in self.stop:
             raise ValueError("a stop string must not be empty")
+        if isinstance(self.temperature, Schedule) and 0 in self.temperature.bounds:
+            raise ValueError(
+                f"got a schedule of the temperature between {' and '.join(map(str, self.temperature.bounds))}, "
+                "expected values above 0: at 0 nothing is drawn and nothing can be learnt; give `end`"
+            )
         return self
+
+    def at(self, step: int, total: int) -> Sampling:
+        """The sampling at `step` (from 0) of `total`, without schedules."""
+        return self.model_copy(update={"temperature": value_at(self.temperature, step, total)})
+
+    @property
+    def heat(self) -> float:
+        """The temperature as a number: of a schedule its first."""
+        return value_at(self.temperature, 0, 1)
 
     @property
     def truncates(self) -> bool:
         """Whether tokens are drawn from less than the full softmax."""
-        return self.top_k > 0 or self.top_p < 1 or self.temperature == 0 or self.min_new_tokens > 0
+        return self.top_k > 0 or self.top_p < 1 or self.heat == 0 or self.min_new_tokens > 0
 
 
 class OptimizerSettings(Config):
     """Settings of AdamW and its learning-rate schedule, shared by everything that is trained by gradients."""
 
-    learning_rate: float = Field(default=1e-4, gt=0, description="peak learning rate of AdamW")
+    learning_rate: Annotated[Scheduled, within(ge=0)] = Field(
+        default=1e-4, description="learning rate of AdamW, or a schedule of it, counted in updates of the weights"
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay")
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's moment coefficients")
     adam_eps: float = Field(default=1e-8, gt=0, description="AdamW's epsilon")
     max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are clipped to this global norm")
-    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="constant", description="decay after the warm-up"
-    )
-    warmup_steps: int = Field(default=0, ge=0, description="steps over which the learning rate rises from 0")
 
 
 class SupervisedConfig(OptimizerSettings):

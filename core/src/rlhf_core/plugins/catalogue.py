@@ -29,7 +29,10 @@ FIRST_PARTY = {
     "rlhf-plugin-irl": {"reward": ["irl"]},
     "rlhf-plugin-judge": {"feedback": ["judge"], "reward": ["judge"]},
     "rlhf-plugin-quality": {"feedback": ["quality", "counterfactual"]},
-    "rlhf-plugin-shaping": {"shaper": ["whiten", "clip", "scale", "missing-eos", "length-penalty"]},
+    "rlhf-plugin-shaping": {
+        "shaper": ["clip", "scale", "prompt-baseline", "success-bonus", "missing-eos", "length-penalty", "overlong",
+                   "whiten", "discount", "repetition-penalty", "spread", "potential"],
+    },
     "rlhf-plugin-ppo": {"optimizer": ["ppo"]},
 }  # fmt: skip
 KNOWN = {(kind, name): dist for dist, kinds in FIRST_PARTY.items() for kind, names in kinds.items() for name in names}

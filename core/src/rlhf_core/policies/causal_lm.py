@@ -6,6 +6,7 @@ reference speaks. Under LoRA that is a copy of the adapters; with fresh adapters
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,9 +56,47 @@ class CausalLM(Policy[CausalLMConfig]):
     def value_parameters(self) -> list[nn.Parameter]:
         return self.network.value_parameters()
 
+    @property
+    def heads(self) -> Sequence[nn.Module]:
+        return list(self.network.action_values)
+
+    @property
+    def steering(self) -> float:
+        return self.network.steering
+
+    @steering.setter
+    def steering(self, value: float) -> None:
+        if value and not len(self.network.action_values):
+            raise ConfigError(
+                self.context.where, "steering without action-value heads", fix="call prepare(Needs(heads=...)) first"
+            )
+        self.network.steering = float(value)
+
     def prepare(self, needs: Needs) -> None:
         if needs.values or needs.bootstrap:
             self.network.add_value_head()
+        self.network.add_action_values(needs.heads)
+
+    def start_critic(self, trunk: nn.Module, head: nn.Linear) -> None:
+        network = self.network
+        if network.value_trunk is None or network.value_head is None:
+            raise ConfigError(
+                self.context.where, f"critic: {self.critic} cannot begin as another network", "critic: separate"
+            )
+        lm: Any = network.lm
+        source: Any = trunk
+        theirs, vocabulary = (m.get_input_embeddings().weight.shape[0] for m in (source, lm))
+        if theirs != vocabulary:
+            raise ConfigError(
+                f"{self.context.where} critic",
+                f"a network over {theirs} tokens",
+                f"one over the policy's {vocabulary}, with the same tokenizer",
+                "start the reward model from the policy (policy: ID), or leave critic_from out",
+            )
+        network.value_trunk = copy.deepcopy(trunk).requires_grad_(True).to(self.context.device)
+        with torch.no_grad():
+            network.value_head.weight.copy_(head.weight[:1])
+            network.value_head.bias.copy_(head.bias[:1])
 
     def _policy_weights(self) -> dict[str, nn.Parameter]:
         """The trainable parameters of the language model itself, without those of the critic."""
@@ -66,11 +105,18 @@ class CausalLM(Policy[CausalLMConfig]):
     def state_dict(self) -> State:
         """The trainable weights, value head included; frozen ones are where they were loaded from."""
         weights = {name: p.detach() for name, p in self.network.named_parameters() if p.requires_grad}
-        return {"weights": weights, "has_values": self.network.value_head is not None}
+        return {
+            "weights": weights,
+            "has_values": self.network.value_head is not None,
+            "heads": len(self.network.action_values),
+            "steering": self.network.steering,
+        }
 
     def load_state_dict(self, state: State) -> None:
         if state["has_values"]:
             self.network.add_value_head()
+        self.network.add_action_values(state["heads"])
+        self.network.steering = state["steering"]
         own = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         _copy_into(own, state["weights"], f"{self.context.where} checkpoint")
 
@@ -101,7 +147,7 @@ class CausalLM(Policy[CausalLMConfig]):
             logprobs=drawn.logprobs,
             behaviour_logprobs=drawn.behaviour,
             truncated=drawn.truncated,
-            temperature=sampling.temperature or 1.0,
+            temperature=sampling.heat or 1.0,
             groups=torch.arange(len(prompts), device=device),
             sample_ids=torch.tensor(numbers, device=device),
         )
@@ -138,7 +184,7 @@ class CausalLM(Policy[CausalLMConfig]):
         self.network.eval()  # no dropout: a token's probability is a fact, not a sample
         values_wanted = needs.values or needs.bootstrap
         with self.context.autocast():
-            logits, values = self.network.response_states(
+            logits, values, hidden = self.network.response_states(
                 rollout.prompt_ids, rollout.prompt_mask, rollout.response_ids, rollout.attention, values=values_wanted
             )
         logits = logits[:, :-1]  # (B, T, V); the last position predicts beyond the response
@@ -148,7 +194,7 @@ class CausalLM(Policy[CausalLMConfig]):
         padding = ~rollout.attention
         top_ids = top_logprobs = None
         if needs.top_k:
-            top = logits.float().log_softmax(-1).topk(needs.top_k, dim=-1)
+            top = _log_softmax(logits).topk(needs.top_k, dim=-1)
             top_ids, top_logprobs = top.indices, top.values
         return Outputs(
             logprobs=token_logprobs(logits, rollout.response_ids).masked_fill(padding, 0.0),
@@ -159,6 +205,8 @@ class CausalLM(Policy[CausalLMConfig]):
             entropy=token_entropy(logits).masked_fill(padding, 0.0) if needs.entropy else None,
             top_ids=top_ids,
             top_logprobs=top_logprobs,
+            distribution=_log_softmax(logits).masked_fill(padding[..., None], 0.0) if needs.distribution else None,
+            hidden=hidden[:, :-1].masked_fill(padding[..., None], 0.0) if needs.hidden or needs.heads else None,
         )
 
     # --- the reference ---
@@ -175,12 +223,12 @@ class CausalLM(Policy[CausalLMConfig]):
             yield
             return
         self._swap(self._reference)
-        self._speaks_as_reference = True
+        self._speaks_as_reference, steering, self.network.steering = True, self.network.steering, 0.0
         try:
             with torch.no_grad():
                 yield
         finally:
-            self._speaks_as_reference = False
+            self._speaks_as_reference, self.network.steering = False, steering
             self._swap(self._reference)
 
     def _swap(self, other: dict[str, Tensor]) -> None:
@@ -252,6 +300,12 @@ class CausalLM(Policy[CausalLMConfig]):
 
     def export(self, directory: Path) -> None:
         lm: Any = self.network.lm
+        if self.network.steering:
+            self.context.warn(
+                f"{self.context.where}: a plain Hugging Face folder holds the language model alone. The action values "
+                f"that steer its decoding ({self.network.steering:g} x Q) are not in it: loaded from there it "
+                "answers without them. The run's own checkpoint has both"
+            )
         if self.config.lora is not None:
             lm.merge_adapter()
             try:
@@ -265,6 +319,11 @@ class CausalLM(Policy[CausalLMConfig]):
         else:
             lm.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """log-probabilities (..., V), in float32 or wider."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
 def _with_adapters(lm: Any, config: Lora, context: Context) -> Any:

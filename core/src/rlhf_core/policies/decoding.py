@@ -88,12 +88,12 @@ def sample(
 
 def _next(logits: Tensor, sampling: Sampling, numbers: Tensor, eos: int, t: int) -> tuple[Tensor, Tensor, Tensor]:
     """(token, log-probability under the full softmax, log-probability under what was drawn from), each (B,)."""
-    scaled = logits / (sampling.temperature or 1.0)  # (B, V); greedy decoding is scored at temperature 1
+    scaled = logits / (sampling.heat or 1.0)  # (B, V); greedy decoding is scored at temperature 1
     allowed = scaled
     if t < sampling.min_new_tokens:
         allowed = scaled.clone()
         allowed[:, eos] = -math.inf
-    if sampling.temperature == 0:
+    if sampling.heat == 0:
         token = allowed.argmax(-1)
         behaviour = torch.zeros_like(numbers, dtype=torch.float32)
     else:

@@ -75,6 +75,7 @@ class Rollout:
         behaviour_logprobs: (B, T), of the truncated distribution that sampled, if top-k or top-p was in use.
         reference_logprobs: (B, T). values: (B, T), V before each token. bootstrap: (B,), V after the last token.
         entropy: (B, T), in nats. top_ids, top_logprobs: (B, T, K), the K likeliest tokens.
+        token_ends: (B, T) int64, how many characters of the response are complete once the token is there.
         scores: what each reward said. score: (B,), their weighted sum, before shaping.
         rewards: (B, T), after shaping, 0 outside mask.
         abstained: (B,) bool.
@@ -98,6 +99,7 @@ class Rollout:
     entropy: Tensor | None = None
     top_ids: Tensor | None = None
     top_logprobs: Tensor | None = None
+    token_ends: Tensor | None = None
     scores: Mapping[str, Scores] = field(default_factory=dict)
     score: Tensor | None = None
     rewards: Tensor | None = None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ..interfaces import ModelName, PolicyRef, SupervisedConfig
+from ..interfaces import ModelName, PolicyRef, Scheduled, SupervisedConfig, within
 from ..policies.config import FreshModel
 
 
@@ -29,7 +29,9 @@ class TextRewardConfig(SupervisedConfig):
     frozen_layers: int = Field(
         default=0, ge=0, description="the embeddings and this many of the lowest layers keep their weights; 0: none do"
     )
-    learning_rate: float = Field(default=5e-5, gt=0, description="peak learning rate of AdamW")
+    learning_rate: Annotated[Scheduled, within(ge=0)] = Field(
+        default=5e-5, description="learning rate of AdamW, or a schedule of it, counted in updates of the weights"
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> TextRewardConfig:

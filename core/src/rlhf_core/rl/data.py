@@ -31,17 +31,25 @@ class StageData(TrainingData):
         shapers: Sequence[RewardShaper[Any]],
         sampling: Sampling,
         needs: Needs,
+        total: int = 1,
     ) -> None:
+        self.total = total
         self.sampler, self.source, self.sources = sampler, source, feedback
-        self.shapers, self.sampling, self.needs = shapers, sampling, needs
+        self.shapers, self._sampling, self.needs = shapers, sampling, needs
         self.step = 0
         self.used = 0
         self.stats: StepStats = {}
         self._calls = 0
 
     def begin(self, step: int) -> None:
-        """Step `step` begins: statistics are gathered anew."""
+        """Step `step` begins: statistics are gathered anew, and shapers are told."""
         self.step, self.stats, self._calls = step, {}, 0
+        for shaper in self.shapers:
+            shaper.progress = (step, self.total)
+
+    @property
+    def sampling(self) -> Sampling:
+        return self._sampling.at(self.step, self.total)
 
     def prompts(self, count: int) -> list[Prompt]:
         if self.source is None:

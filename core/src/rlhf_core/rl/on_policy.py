@@ -13,14 +13,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, NumericalError
 from ..functional import kl_estimate
-from ..interfaces import Needs, Outputs, Policy, PolicyOptimizer, State, StepStats, TrainingData
+from ..interfaces import Needs, Outputs, Policy, PolicyOptimizer, State, StepStats, TrainingData, Traits
 from ..randomness import derive_seed, permutation
 from ..records import Rollout
-from ..training import GradientSteps, Size, as_floats, by_tokens, share, summed
+from ..training import GradientSteps, Rate, Size, as_floats, by_tokens, share, summed
 from .batching import rollout_sizes
 from .config import OnPolicyConfig
+from .failure import refusal
 
 C = TypeVar("C", bound=OnPolicyConfig)
 
@@ -87,6 +88,15 @@ class OnPolicyOptimizer(PolicyOptimizer[C]):
         """
 
     @property
+    def traits(self) -> Traits:
+        return Traits("on-policy")
+
+    def sample(self, data: TrainingData) -> Rollout:
+        """The scored samples of a step; override to sample otherwise."""
+        config = self.config
+        return data.rollout(config.prompts_per_step, samples_per_prompt=config.samples_per_prompt, needs=config.needs)
+
+    @property
     def update_needs(self) -> Needs:
         """What `new` is to hold in `loss`."""
         return self.config.needs
@@ -101,17 +111,27 @@ class OnPolicyOptimizer(PolicyOptimizer[C]):
                 f"at least {config.needs.samples_per_prompt}: its baseline compares samples of one prompt",
                 f"set samples_per_prompt: {max(4, config.needs.samples_per_prompt)}",
             )
+        if (config.needs.values or config.needs.bootstrap) and policy.critic == "none":
+            raise ConfigError(
+                self.context.where,
+                f"policy {policy.context.id!r} has no critic",
+                "values",
+                "set critic: shared or separate in its config, or take an optimizer that needs none, such as reinforce",
+            )
         policy.prepare(config.needs)
         samples = config.prompts_per_step * config.samples_per_prompt
         updates = total_steps * config.epochs * -(-samples // config.minibatch_size)
         parameters = [p for p in policy.module.parameters() if p.requires_grad]
-        self.gradient = GradientSteps(parameters, config, updates, self.context)
+        self.gradient = GradientSteps(parameters, config, updates, self.context, self.rates)
+
+    @property
+    def rates(self) -> Sequence[Rate]:
+        """Parameters with a learning rate of their own; none by default."""
+        return ()
 
     def step(self, data: TrainingData) -> StepStats:
         config = self.config
-        rollout = data.rollout(
-            config.prompts_per_step, samples_per_prompt=config.samples_per_prompt, needs=config.needs
-        )
+        rollout = self.sample(data)
         prepared = self.prepare(rollout)
         live, sizes = rollout.mask.any(1).tolist(), rollout_sizes(rollout)  # once: each costs a GPU a wait
         history: list[dict[str, float]] = []
@@ -140,21 +160,41 @@ class OnPolicyOptimizer(PolicyOptimizer[C]):
         mine = [rows[i] for i in share(len(rows), self.context.accelerator)]
         sums: dict[str, float] = {}
         for part in by_tokens(sizes, self.config.micro_batch_tokens, mine):
-            cut = rollout.select(part)
-            entries = {name: _cut(entry, rollout, part, cut) for name, entry in prepared.items()}
-            batch = Batch(cut, entries, tokens, float(len(rows)))
+            batch = _part(rollout, prepared, part, tokens, float(len(rows)))
+            cut = batch.rollout
             new = self.policy.forward(cut, self.update_needs)
             loss, stats = self.loss(batch, new)
+            if not bool(loss.isfinite()):
+                self.gradient.clear()
+                raise refusal(self.context, self.policy, cut, batch.prepared, f"loss {float(loss.detach())}", step)
             loss.backward()  # type: ignore[no-untyped-call]
             moved = kl_estimate(cut.logprobs, new.logprobs.detach(), kind="k3")  # KL(old || new), samples from old
             shares = {"loss": loss.detach(), "approx_kl": batch.token_mean(moved), **stats}
             for name, value in as_floats(shares).items():
                 sums[name] = sums.get(name, 0.0) + value
+        sums.update(self.backward_more(step))
         sums = summed(sums, self.context.accelerator)
         if self.config.target_kl is not None and sums["approx_kl"] > self.config.target_kl:
             self.gradient.clear()
             return sums, False
-        return {**sums, **self.gradient.step(frozen=self.frozen(step))}, True
+        try:
+            return {**sums, **self.gradient.step(frozen=self.frozen(step))}, True
+        except NumericalError as error:
+            batch = _part(rollout, prepared, rows, tokens, float(len(rows)))
+            raise refusal(self.context, self.policy, batch.rollout, batch.prepared, error.got, step) from error
+
+    def loss_of(self, rollout: Rollout, prepared: Mapping[str, Tensor], row: int) -> float:
+        """The loss of the sample at `row` alone, under today's policy; nothing is learnt from it."""
+        batch = _part(rollout, prepared, [row], float(rollout.mask[row].sum()), 1.0)
+        with torch.no_grad():
+            return float(self.loss(batch, self.policy.forward(batch.rollout, self.update_needs))[0])
+
+    def backward_more(self, step: int) -> dict[str, float]:
+        """Backward through a term of the loss that is not about the rollout, once per update; its statistics as shares.
+
+        For a term on other data, such as demonstrations. None by default.
+        """
+        return {}
 
     def frozen(self, step: int) -> Sequence[torch.nn.Parameter]:
         """Parameters that do not move at this step; none by default."""
@@ -177,9 +217,13 @@ class OnPolicyOptimizer(PolicyOptimizer[C]):
         self.gradient.load_state_dict(state["gradient"])
 
 
-def _cut(entry: Tensor, rollout: Rollout, rows: Sequence[int], cut: Rollout) -> Tensor:
-    """The rows of a prepared entry, and where it has a column per token, the columns of the cut rollout."""
-    entry = entry[list(rows)]
-    if entry.dim() > 1 and entry.shape[1] == rollout.mask.shape[1]:
-        entry = entry[:, : cut.mask.shape[1]]
-    return entry
+def _part(
+    rollout: Rollout, prepared: Mapping[str, Tensor], rows: Sequence[int], tokens: float, samples: float
+) -> Batch:
+    """The samples at `rows`; prepared entries with a column per token lose the columns that the rollout loses."""
+    cut = rollout.select(rows)
+    entries = {name: entry[list(rows)] for name, entry in prepared.items()}
+    for name, entry in entries.items():
+        if entry.dim() > 1 and entry.shape[1] == rollout.mask.shape[1]:
+            entries[name] = entry[:, : cut.mask.shape[1]]
+    return Batch(cut, entries, tokens, samples)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -62,6 +62,7 @@ class Sampler:
     @torch.no_grad()
     def evaluated(self, rollout: Rollout, needs: Needs, *, rescore: bool) -> Rollout:
         """`rollout` with what `needs` asks for, computed in parts; `rescore` replaces `logprobs` as well."""
+        needs = replace(needs, distribution=False, hidden=False, heads=0)  # too large to keep: for updates only
         if rescore or needs.values or needs.bootstrap or needs.entropy or needs.top_k:
             out = self._forward(rollout, needs)
             found = {name: value for name, value in vars(out).items() if value is not None and name != "logprobs"}
@@ -69,7 +70,18 @@ class Sampler:
         if needs.reference:
             with self.policy.as_reference():
                 rollout = rollout.replace(reference_logprobs=self._forward(rollout, Needs()).logprobs)
+        if needs.token_ends:
+            rollout = rollout.replace(token_ends=self._token_ends(rollout))
         return rollout
+
+    def _token_ends(self, rollout: Rollout) -> Tensor:
+        """(B, T) int64: characters of the response that are complete after each token; the last ones repeat."""
+        ends = torch.zeros_like(rollout.response_ids)
+        for row, sample in enumerate(rollout.samples):
+            ids = rollout.response_ids[row][rollout.attention[row]].tolist()
+            known = self.policy.token_ends(ids)
+            ends[row, : len(ids)] = ends.new_tensor(known).clamp(max=len(sample.response))  # a stop string is cut off
+        return ends
 
     def _forward(self, rollout: Rollout, needs: Needs) -> Outputs:
         """`policy.forward` in parts of similar length, put back in place."""

@@ -40,11 +40,12 @@ class Optimize(Stage[OptimizeConfig]):
             list(self.shapers.values()),
             config.sampling,
             needs,
+            config.steps,
         )
         self._check(run)
         run.artefacts.update(
             rewards=dict(config.rewards),
-            sampling=config.sampling.model_dump(mode="json"),
+            sampling=config.sampling.at(config.steps, config.steps).model_dump(mode="json"),
         )
 
     def _fix_reference(self, run: Run) -> None:
@@ -89,6 +90,7 @@ class Optimize(Stage[OptimizeConfig]):
 
     def step(self, index: int) -> StepStats:
         self.data.begin(index)
+        self.optimizer.progress = (index, self.total)
         stats = self.optimizer.step(self.data)
         return {**self.data.stats, **stats}
 
@@ -100,7 +102,7 @@ class Optimize(Stage[OptimizeConfig]):
         prompts = [source[i] for i in range(min(wanted.limit, len(source)))]
         metrics = {id: self.run.component("metric", id) for id in wanted.metrics}
         result = evaluate(
-            self.sampler, prompts, metrics, self.config.sampling, seed=derive_seed(self.context.seed, "evaluation")
+            self.sampler, prompts, metrics, self.data.sampling, seed=derive_seed(self.context.seed, "evaluation")
         )
         return {name: entry["mean"] for name, entry in result.summary().items()}
 

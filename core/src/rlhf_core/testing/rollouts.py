@@ -41,7 +41,9 @@ def example_rollout(policy: Policy[Any] | None = None, *, seed: int = 0) -> Roll
     rewards = 0.1 * torch.randn(rows, width, generator=noise, dtype=torch.float64).to(logprobs)
     last = (attention.sum(1) - 1)[:, None]
     rewards = rewards.scatter_add(1, last, score[:, None]).masked_fill(~mask, 0.0)
+    spoken = torch.tensor([len(sample.response) for sample in rollout.samples], device=mask.device)[:, None]
     return rollout.replace(
+        token_ends=torch.minimum(2 * attention.cumsum(1), spoken) * attention,  # two characters per token or less
         mask=mask,
         logprobs=near(logprobs),
         reference_logprobs=near(logprobs),

@@ -1,11 +1,12 @@
 """Training by gradient: optimizer steps, the supervised loop, and cutting work into parts."""
 
 from .batching import Size, by_tokens, share
-from .gradient import GradientSteps, as_floats, backward, summed
+from .gradient import GradientSteps, Rate, as_floats, backward, summed
 from .supervised import SupervisedLoop, fit_task
 
 __all__ = [
     "GradientSteps",
+    "Rate",
     "Size",
     "SupervisedLoop",
     "as_floats",

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
 
 from ..errors import NumericalError
-from ..interfaces import Context, LossSum, OptimizerSettings, State
+from ..interfaces import Context, LossSum, OptimizerSettings, Schedule, State, value_at
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+Rate: TypeAlias = "tuple[Sequence[nn.Parameter], float | Schedule]"
+"""Parameters, and their learning rate."""
+
+
 class GradientSteps:
-    """AdamW over some parameters with the settings' schedule.
+    """AdamW over some parameters with the settings' schedule, and with rates of their own for `rates`.
 
     Losses are normalised by counts of the whole optimizer step, so gradients of micro-batches and of processes are
     summed, never averaged.
@@ -29,13 +33,17 @@ class GradientSteps:
         settings: OptimizerSettings,
         total: int,
         context: Context,
+        rates: Sequence[Rate] = (),
     ) -> None:
         self.parameters = list(parameters)
         self.settings, self.total, self.context = settings, max(total, 1), context
         self.taken = 0
+        apart = {id(p) for group, _ in rates for p in group}
+        rest = [p for p in self.parameters if id(p) not in apart]
+        self._rates = [settings.learning_rate, *(rate for _, rate in rates)]
         self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=settings.learning_rate,
+            [{"params": group} for group in (rest, *(list(group) for group, _ in rates))],
+            lr=self.learning_rate,
             betas=settings.betas,
             eps=settings.adam_eps,
             weight_decay=settings.weight_decay,
@@ -44,15 +52,7 @@ class GradientSteps:
     @property
     def learning_rate(self) -> float:
         """Of the next step."""
-        s = self.settings
-        if self.taken < s.warmup_steps:
-            return s.learning_rate * (self.taken + 1) / s.warmup_steps
-        done = min((self.taken - s.warmup_steps) / max(self.total - s.warmup_steps, 1), 1.0)
-        if s.lr_schedule == "linear":
-            return s.learning_rate * (1 - done)
-        if s.lr_schedule == "cosine":
-            return s.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-        return s.learning_rate
+        return value_at(self.settings.learning_rate, self.taken, self.total)
 
     def step(self, frozen: Sequence[nn.Parameter] = ()) -> dict[str, float]:
         """Sum gradients over processes, clip their global norm, step and clear them; `frozen` ones stay as they are.
@@ -73,8 +73,8 @@ class GradientSteps:
                 "lower learning_rate, or look for extreme rewards; the last checkpoint is whole",
             )
         rate = self.learning_rate
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for group, option in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = value_at(option, self.taken, self.total)
         self.optimizer.step()
         self.clear()
         self.taken += 1

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from rlhf_core.errors import ConfigError, DataError
-from rlhf_core.interfaces import Context, LossSum, OnlineReward, State, StepStats, SupervisedTask
+from rlhf_core.interfaces import Context, LossSum, OnlineReward, Schedule, State, StepStats, SupervisedTask
 from rlhf_core.randomness import seed_everything
 from rlhf_core.records import Demonstration, Feedback, Rollout, Sample, Scores
 from rlhf_core.rewards.text import TextReward
@@ -219,10 +219,9 @@ class IRLReward(TextReward[IRLRewardConfig], OnlineReward[IRLRewardConfig]):
     def _steps(self) -> GradientSteps:
         """AdamW of the updates in `optimize`; how many there will be is not known, so its rate stays the same."""
         if self._gradient is None:
-            rate = self.config.update_learning_rate or self.config.learning_rate
-            settings = self.config.model_copy(
-                update={"learning_rate": rate, "lr_schedule": "constant", "warmup_steps": 0}
-            )
+            rate = self.config.learning_rate
+            rate = self.config.update_learning_rate or (rate.start if isinstance(rate, Schedule) else rate)
+            settings = self.config.model_copy(update={"learning_rate": rate})
             trained = [p for p in self.network.parameters() if p.requires_grad]
             self._gradient = GradientSteps(trained, settings, 1, self.context)
         return self._gradient

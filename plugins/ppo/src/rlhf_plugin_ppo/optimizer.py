@@ -6,6 +6,10 @@ token-level problem of Ziegler et al. (2019): a state is the prompt and the toke
 Departures from the papers, each usual in RLHF: advantages are whitened over the step's batch, not per minibatch; the
 value loss is clipped like the policy's (as in openai/baselines); a response cut at the length limit ends with value 0
 unless `bootstrap_truncated`. The KL to the reference is in the rewards (shaper `kl`), not in the loss.
+
+PPO-max (Zheng et al., 2023, arXiv:2307.04964) is this with other settings: `advantage_clip`, a critic that begins as
+the reward model (`critic_from`) and learns alone at first (`value_warmup`), the language-model loss on given text
+(`ptx_coef`; Ouyang et al., 2022, equation 2), an inverse-square-root schedule, and the shaper `scale`.
 """
 
 from __future__ import annotations
@@ -16,9 +20,21 @@ from typing import Any
 import torch
 from rlhf_core.errors import ConfigError
 from rlhf_core.functional import gae, masked_mean, masked_var, masked_whiten, ppo_policy_loss, ppo_value_loss
-from rlhf_core.interfaces import Needs, Outputs
-from rlhf_core.records import Rollout
+from rlhf_core.interfaces import (
+    Context,
+    LossSum,
+    Needs,
+    Outputs,
+    Policy,
+    StepStats,
+    SupervisedTask,
+    TrainingData,
+)
+from rlhf_core.randomness import derive_seed, permutation
+from rlhf_core.records import Demonstration, Rollout
+from rlhf_core.rewards.text import TextReward
 from rlhf_core.rl import Batch, OnPolicyOptimizer
+from rlhf_core.training import Rate, backward, by_tokens, share
 from torch import Tensor, nn
 
 from .config import PPOConfig
@@ -36,7 +52,23 @@ class PPO(OnPolicyOptimizer[PPOConfig]):
 
     @property
     def update_needs(self) -> Needs:
-        return Needs(values=True, entropy=self.config.entropy_coef > 0)
+        return Needs(values=True, entropy=self.config.entropy_coef != 0)
+
+    @property
+    def rates(self) -> Sequence[Rate]:
+        rate = self.config.value_learning_rate
+        return () if rate is None else ((self.policy.value_parameters, rate),)
+
+    def bind(self, policy: Policy[Any], total_steps: int) -> None:
+        if self.config.critic_from is not None:
+            id, reward = self.config.critic_from, self.context.component("reward", self.config.critic_from)
+            if not isinstance(reward, TextReward):
+                raise ConfigError(f"{self.context.where} critic_from", f"reward {id!r} is no network",
+                                  "a reward that is a network over text, such as preference")  # fmt: skip
+            policy.prepare(self.config.needs)
+            policy.start_critic(reward.network.trunk, reward.network.head)
+        super().bind(policy, total_steps)
+        self.demonstrations: SupervisedTask | None = None
 
     def prepare(self, rollout: Rollout) -> Mapping[str, Tensor]:
         config = self.config
@@ -55,6 +87,8 @@ class PPO(OnPolicyOptimizer[PPOConfig]):
         self.returns = float(masked_mean(returns, rollout.mask))
         if config.whiten_advantages:
             advantages = masked_whiten(advantages, rollout.mask)
+        if config.advantage_clip is not None:
+            advantages = advantages.clamp(-config.advantage_clip, config.advantage_clip)
         return {"advantages": advantages, "returns": returns}
 
     def loss(self, batch: Batch, new: Outputs) -> tuple[Tensor, Mapping[str, Any]]:
@@ -64,13 +98,13 @@ class PPO(OnPolicyOptimizer[PPOConfig]):
                               "a policy with a critic", "use causal-lm, or an optimizer without one")  # fmt: skip
         policy_loss, policy_stats = ppo_policy_loss(
             new.logprobs, batch.logprobs, batch.advantages, batch.mask,
-            clip_low=config.clip, clip_high=config.clip_high or config.clip, dual_clip=config.dual_clip,
-            denominator=batch.token_count,
+            clip_low=self.now(config.clip), clip_high=self.now(config.clip_high or config.clip),
+            dual_clip=config.dual_clip, denominator=batch.token_count,
         )  # fmt: skip
         value_loss, value_stats = ppo_value_loss(
             new.values, batch.values, batch.returns, batch.mask, clip=config.value_clip, denominator=batch.token_count
         )
-        loss = policy_loss + config.value_coef * value_loss
+        loss = config.policy_coef * policy_loss + config.value_coef * value_loss
         stats = {
             "policy/surrogate": policy_loss.detach(), "value/loss": value_loss.detach(),
             "policy/clip_fraction": policy_stats["clip_fraction"], "policy/ratio": policy_stats["ratio_mean"],
@@ -80,9 +114,26 @@ class PPO(OnPolicyOptimizer[PPOConfig]):
             stats["policy/dual_clip_fraction"] = policy_stats["dual_clip_fraction"]
         if new.entropy is not None:
             entropy = batch.token_mean(new.entropy)
-            loss = loss - config.entropy_coef * entropy
+            loss = loss - self.now(config.entropy_coef) * entropy
             stats["policy/entropy_exact"] = entropy.detach()
         return loss, stats
+
+    def backward_more(self, step: int) -> dict[str, float]:
+        """The language-model loss on the next demonstrations, a mean over their tokens, times `ptx_coef`."""
+        task, size, coef = self.demonstrations, self.config.ptx_batch_size, self.now(self.config.ptx_coef)
+        if task is None or coef == 0:
+            return {}
+        rows = []
+        for place in range(self.gradient.taken * size, (self.gradient.taken + 1) * size):
+            epoch, index = divmod(place, len(task.train))
+            rows.append(permutation(derive_seed(self.context.seed, "ptx", epoch), len(task.train))[index])
+        examples = [task.train[row] for row in rows]
+        count = sum(task.count(example) for example in examples)
+        mine = share(size, self.context.accelerator)
+        parts = by_tokens([task.size(example) for example in examples], self.config.micro_batch_tokens, mine)
+        losses = (task.loss([examples[i] for i in part]) for part in parts)
+        found = backward((LossSum(coef * loss.total, loss.count, loss.stats) for loss in losses), count)
+        return {"policy/ptx_loss": found["loss"] / coef}
 
     def frozen(self, step: int) -> Sequence[nn.Parameter]:
         """While the critic warms up, nothing that the policy depends on moves: with a shared trunk only the head."""
@@ -91,9 +142,24 @@ class PPO(OnPolicyOptimizer[PPOConfig]):
         critic = {id(p) for p in self.policy.value_parameters}
         return [p for p in self.policy.module.parameters() if p.requires_grad and id(p) not in critic]
 
-    def step(self, data: Any) -> dict[str, float]:
+    def step(self, data: TrainingData) -> StepStats:
+        if self.config.ptx_coef != 0 and self.demonstrations is None:
+            self.demonstrations = self.policy.demonstrations(_demonstrations(data, self.context), held_out=0.0)
         stats = super().step(data)
         return {**stats, "value/explained_variance": self.explained, "value/returns": self.returns}
+
+
+def _demonstrations(data: TrainingData, context: Context) -> list[Demonstration]:
+    """The texts whose loss is mixed in.
+
+    Raises:
+        ConfigError: the stage has none.
+    """
+    found = [record for record in data.feedback("demonstration") if isinstance(record, Demonstration)]
+    if not found:
+        raise ConfigError(f"{context.where} ptx_coef", "no demonstration in the stage's feedback", "text to learn from",
+                          "name a source of demonstrations in the optimize stage: feedback: [ID]")  # fmt: skip
+    return found
 
 
 def _explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:

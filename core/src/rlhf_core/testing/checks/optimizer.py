@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...interfaces import Context, Needs, PolicyOptimizer, StepStats, TrainingData
+from ...interfaces import Context, Needs, PolicyOptimizer, Sampling, StepStats, TrainingData
 from ...randomness import seed_everything
 from ...records import Feedback, Prompt, Rollout
 from ...rl import OnPolicyOptimizer
@@ -27,6 +27,10 @@ class Given(TrainingData):
 
     def __init__(self, rollout: Rollout) -> None:
         self.given, self.step = rollout, 0
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling()
 
     def prompts(self, count: int) -> list[Prompt]:
         return [example_prompts()[i % 5] for i in range(count)]
@@ -55,7 +59,7 @@ def _precise(example: Example, **changes: Any) -> Example:
     """The same optimizer with AdamW so tame that a step is nearly the gradient: scale is seen, rounding is not."""
     if not issubclass(example.subject.component_class, OnPolicyOptimizer):
         raise NotApplicable("only for optimizers on the base OnPolicyOptimizer")
-    tame = {"learning_rate": 0.1, "adam_eps": 1.0, "max_grad_norm": 1e6, "target_kl": None, "warmup_steps": 0}
+    tame = {"learning_rate": 0.1, "adam_eps": 1.0, "max_grad_norm": 1e6, "target_kl": None}
     return example.with_config(**{**tame, **changes})
 
 

@@ -22,6 +22,7 @@ from rlhf_core.interfaces import (
     PromptSource,
     RewardModel,
     RewardShaper,
+    Traits,
 )
 from rlhf_core.plugins import PluginInfo, Plugins, load_plugins
 from rlhf_core.policies.causal_lm import CausalLM
@@ -272,6 +273,10 @@ class SmallSteps(OnPolicyConfig):
 class Reinforce(OnPolicyOptimizer[SmallSteps]):
     """An optimizer as it should be: the score above the mean of the batch."""
 
+    @property
+    def traits(self):
+        return Traits("on-policy", baseline=True)
+
     def prepare(self, rollout):
         scores, live = rollout.rewards.sum(1), rollout.mask.any(1)
         return {"advantages": scores - masked_mean(scores, live)}
@@ -293,7 +298,8 @@ class MeanOfMeans(Reinforce):
 
 class ForgetsTheMask(Reinforce):
     def prepare(self, rollout):
-        return {"advantages": rollout.rewards.sum(1) - rollout.logprobs.sum(1)}
+        unseen = rollout.logprobs.masked_fill(rollout.mask, 0.0).square().sum()
+        return {"advantages": super().prepare(rollout)["advantages"] * (1 + unseen)}
 
 
 class StandsStill(Reinforce):
@@ -303,8 +309,39 @@ class StandsStill(Reinforce):
 
 class WantsALiveSample(Reinforce):
     def prepare(self, rollout):
-        best = rollout.rewards.sum(1)[rollout.mask.any(1)].max()
-        return {"advantages": rollout.rewards.sum(1) / best}
+        rollout.rewards.sum(1)[rollout.mask.any(1)].max()
+        return super().prepare(rollout)
+
+
+class CallsItselfOffline(Reinforce):
+    @property
+    def traits(self):
+        return Traits("offline", baseline=True)
+
+
+class HidesItsBaseline(Reinforce):
+    @property
+    def traits(self):
+        return Traits("on-policy")
+
+
+class ComparesNeighbours(Reinforce):
+    def prepare(self, rollout):
+        advantages = super().prepare(rollout)["advantages"]
+        return {"advantages": advantages * torch.linspace(0.5, 1.5, len(rollout), dtype=advantages.dtype)}
+
+
+class FlipsTheSign(Reinforce):
+    def loss(self, batch, new):
+        loss, stats = super().loss(batch, new)
+        return -loss, stats
+
+
+class DividesByTheEnded(Reinforce):
+    def prepare(self, rollout):
+        # what a fresh policy samples is truncated as well; only among judged and abstained samples is it told apart
+        ended = (~rollout.truncated | ~rollout.abstained.any()).to(rollout.rewards).sum()
+        return {"advantages": super().prepare(rollout)["advantages"] * (ended / ended)}
 
 
 class ForgetsItsScale(Reinforce):
@@ -461,9 +498,14 @@ MUTANTS: list[tuple[str, type[Any], str, str]] = [
     ("shaper", CentresOverAll, "abstained_samples_do_not_count", "when an abstained sample is left out"),
     ("shaper", PerColumn, "padding_changes_nothing", "three columns of padding change rewards"),
     ("shaper", ForgetsItsCount, "continues_after_a_checkpoint", "expected the same, bit for bit"),
-    ("optimizer", DividesByWidth, "padding_changes_nothing", "padding moves the weights by"),
+    ("optimizer", DividesByWidth, "padding_changes_nothing", "padding changes a step by"),
     ("optimizer", MeanOfMeans, "micro_batches_change_nothing", "use batch.token_mean and batch.sample_mean"),
-    ("optimizer", ForgetsTheMask, "masked_junk_changes_nothing", "junk at masked positions moves the weights by"),
+    ("optimizer", ForgetsTheMask, "masked_junk_changes_nothing", "junk at masked positions changes a step by"),
+    ("optimizer", CallsItselfOffline, "traits_are_true", "'offline', and a step that asks for 1 rollouts"),
+    ("optimizer", HidesItsBaseline, "equal_rewards_change_nothing_if_declared", "baseline=False, and equal rewards move"),
+    ("optimizer", ComparesNeighbours, "order_changes_nothing", "compare samples by rollout.groups"),
+    ("optimizer", FlipsTheSign, "good_samples_become_likelier_and_bad_ones_less_likely", "look at the sign of the loss"),
+    ("optimizer", DividesByTheEnded, "a_truncated_batch_is_finite", "a batch of truncated responses raises NumericalError"),
     ("optimizer", StandsStill, "a_step_changes_weights_and_stays_finite", "two steps leave all weights as they were"),
     ("optimizer", WantsALiveSample, "an_abstained_batch_is_harmless", "a batch of abstained samples raises"),
     ("optimizer", ForgetsItsScale, "continues_after_a_checkpoint", "put everything that changes into state_dict"),
@@ -487,6 +529,8 @@ BY_HAND = {"listing_imports_no_torch"}
 )
 def test_a_wrong_component_fails_its_check_and_no_other(kind: str, mutant: type[Any], check: str, words: str) -> None:
     found = failures(kind, mutant)
+    if mutant is StandsStill:  # it does not go the right way either
+        found.pop("good_samples_become_likelier_and_bad_ones_less_likely")
     assert list(found) == [check]
     assert found[check].startswith(f"{kind} 'mine' of dist-mine") and words in found[check]
 

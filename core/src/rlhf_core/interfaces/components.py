@@ -341,11 +341,13 @@ class Traits:
     learns_from: today's samples ("on-policy"), earlier ones as well ("off-policy"), or feedback alone ("offline").
     gradient: whether it follows a gradient of a loss; False for evolution. baseline: whether equal rewards for all
     samples leave the policy exactly as it is, as with group means and whitening, and not with a learnt critic.
+    rounding: what rounding in float32 may change of a step, relative to its size; more where a step solves equations.
     """
 
     learns_from: Literal["on-policy", "off-policy", "offline"]
     gradient: bool = True
     baseline: bool = False
+    rounding: float = 1e-5
 
 
 class PolicyOptimizer(Component[C]):

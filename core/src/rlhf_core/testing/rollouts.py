@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,15 +18,16 @@ LENGTHS = (5, 1, 7, 3, 6, 2, 7, 4)
 """Tokens of the rows of `example_rollout`."""
 
 
-def example_rollout(policy: Policy[Any] | None = None, *, seed: int = 0) -> Rollout:
+def example_rollout(policy: Policy[Any] | None = None, *, seed: int = 0, needs: Needs | None = None) -> Rollout:
     """Eight scored samples, two per prompt, with everything that a rollout can hold.
 
-    With `policy` it samples and evaluates them; without, all numbers are made up. Row 0 has a hole in its mask, row 1
-    is a single token, row 2 was truncated, row 7 is abstained. "Old" and reference values lie a little beside today's,
-    so that no ratio is exactly 1. What is masked is 0 in rewards, and real or 0 elsewhere.
+    With `policy` it samples and evaluates them, and what `needs` asks for beyond all that; without, all numbers are
+    made up. Row 0 has a hole in its mask, row 1 is a single token, row 2 was truncated, row 7 is abstained. "Old" and
+    reference values lie a little beside today's, so that no ratio is exactly 1. What is masked is 0 in rewards, and
+    real or 0 elsewhere.
     """
     noise = torch.Generator().manual_seed(seed)
-    rollout = _made_up(noise) if policy is None else _sampled(policy, seed)
+    rollout = _made_up(noise) if policy is None else _sampled(policy, seed, ALL | (needs or Needs()))
     attention, logprobs, values = rollout.attention, rollout.logprobs, rollout.values
     assert values is not None
     rows, width = attention.shape
@@ -89,12 +91,13 @@ def _made_up(noise: torch.Generator) -> Rollout:
 
 
 @torch.no_grad()
-def _sampled(policy: Policy[Any], seed: int) -> Rollout:
-    policy.prepare(ALL)
+def _sampled(policy: Policy[Any], seed: int, needs: Needs) -> Rollout:
+    needs = replace(needs, distribution=False, hidden=False, heads=0)
+    policy.prepare(needs)
     prompts = [example_prompts()[i // 2] for i in range(len(LENGTHS))]
     rollout = policy.generate(prompts, Sampling(max_new_tokens=max(LENGTHS), min_new_tokens=max(LENGTHS)), seed=seed)
     rollout = shortened(rollout, LENGTHS).replace(behaviour_logprobs=None)
-    out = policy.forward(rollout, ALL)
+    out = policy.forward(rollout, needs)
     return rollout.replace(**{name: value for name, value in vars(out).items() if value is not None})
 
 

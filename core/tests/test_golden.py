@@ -1,9 +1,8 @@
 """The public reference implementations' own numbers, from golden.json beside the project (skipped where it is absent).
 
 Each case is one test, named after it. Where a peer's convention differs, the test sets the argument that chooses it, or
-says what is left out. Cases of the file that are missing here need more than these functions: sampling, learning rates,
-ACER, weighted pre-training objectives, the GAIL reward, edits. Rater agreement and aggregation are compared in
-plugins/quality/tests/test_agreement.py.
+says what is left out. Cases that are missing here belong to functions of plugins and are compared in their tests: ACER, the
+GAIL reward (irl), edits, rater agreement and aggregation (quality); a last test sees to it that none is forgotten.
 """
 
 from __future__ import annotations
@@ -38,9 +37,13 @@ from rlhf_core.functional import (
     token_logprobs,
     weighted_likelihood_loss,
 )
+from rlhf_core.interfaces import Sampling, Schedule
+from rlhf_core.policies.drawing import restrict
 from torch import Tensor
 
 PATH = Path(os.environ.get("RLHF_GOLDEN") or Path(__file__).resolve().parents[2] / "../shared/golden/golden.json")
+
+ROOT = Path(__file__).resolve().parents[2]
 
 Case = Callable[[dict[str, Any], dict[str, Any]], None]
 CASES: dict[str, Case] = {}
@@ -64,6 +67,12 @@ def golden() -> dict[str, Any]:
 def test_golden(name: str) -> None:
     entry = golden()[name]
     CASES[name](entry["inputs"], entry["expected"])
+
+
+@pytest.mark.skipif(not PATH.is_file(), reason=f"no reference data at {PATH} (set RLHF_GOLDEN)")
+def test_every_case_is_compared_somewhere() -> None:
+    elsewhere = "\n".join(path.read_text() for path in ROOT.glob("plugins/*/tests/*.py"))
+    assert [name for name in golden() if name not in CASES and name.partition("/")[2] not in elsewhere] == []
 
 
 def t(values: Any) -> Tensor:
@@ -361,6 +370,36 @@ def unlikelihood(given: dict[str, Any], expected: dict[str, Any]) -> None:
     weights = torch.where(scores <= given["score_threshold"], 1.0, -given["alpha"])
     loss = weighted_likelihood_loss(token_logprobs(logits, ids), weights, torch.ones_like(ids))
     same(loss, expected["loss"])
+
+
+@case("phf/rwr_alpha1_beta10", "phf/rwr_alpha1_beta1")  # there values are given, and taken off the reward -score
+def reward_weighted_regression_with_values(given: dict[str, Any], expected: dict[str, Any]) -> None:
+    rewards = -t(given["token_scores"])[:, 1:] - t(given["values"])[:, :-1]
+    same(reward_weighted(given, rewards), expected["loss"])
+
+
+@case("phf/rwr_no_value_head_beta1")  # the method of the paper
+def reward_weighted_regression(given: dict[str, Any], expected: dict[str, Any]) -> None:
+    same(reward_weighted(given, -t(given["token_scores"])[:, 1:]), expected["loss"])
+
+
+def reward_weighted(given: dict[str, Any], rewards: Tensor) -> Tensor:
+    """Likelihood weighted by exp(reward / beta), which is capped."""
+    logits, ids = t(given["logits"])[:, :-1], torch.tensor(given["input_ids"])[:, 1:]
+    weights = (rewards / given["beta"]).exp().clamp(max=given.get("clip_weight_max", 1000))
+    return weighted_likelihood_loss(token_logprobs(logits, ids), weights, torch.ones_like(ids))
+
+
+@case("sampling/top_p_0.9")
+def top_p(given: dict[str, Any], expected: dict[str, Any]) -> None:
+    kept = restrict(t(given["probs"]).log(), Sampling(top_p=given["topp"]))
+    same(kept.softmax(-1), expected["out"])
+
+
+@case("moss/lr_invsqrt_warmup100")  # there a step is counted before it is taken, so that step 0 has the floor
+def inverse_square_root(given: dict[str, Any], expected: dict[str, Any]) -> None:
+    schedule = Schedule(schedule="inverse-sqrt", start=1.0, end=0.1, warmup=given["warmup"])
+    same(t([schedule.at(step - 1, 10_000) for step in given["steps"]]), expected["factor"])
 
 
 @case("bt/margin")

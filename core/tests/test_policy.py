@@ -471,3 +471,70 @@ def test_a_pickled_model_is_refused(tmp_path):
 def test_parameter_count_and_files(tmp_path: Path):
     policy = make_policy()
     assert policy.parameter_count == sum(p.numel() for p in policy.module.parameters())
+
+
+# --- the whole distribution, states, and action values ---------------------------------------------------------------
+
+
+def test_the_distribution_is_that_of_the_tokens_and_states_are_what_the_head_reads():
+    policy = make_policy()
+    nudge(policy)
+    rollout = policy.generate(prompts(), SAMPLING.model_copy(update={"temperature": 0.7}), seed=3)
+    out = policy.forward(rollout, Needs(distribution=True, hidden=True))
+    mask = rollout.attention
+    torch.testing.assert_close(out.distribution[mask].exp().sum(-1), torch.ones(int(mask.sum())))
+    taken = out.distribution.gather(-1, rollout.response_ids[..., None])[..., 0]
+    torch.testing.assert_close(taken[mask], out.logprobs[mask])
+    logits = policy.network.lm.get_output_embeddings()(out.hidden[mask]) / 0.7
+    torch.testing.assert_close(logits.log_softmax(-1), out.distribution[mask])
+    assert not out.distribution[~mask].any() and not out.hidden[~mask].any()
+    assert policy.forward(rollout, Needs()).hidden is None
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_steering_adds_action_values_to_logits_alike_in_sampling_and_scoring(architecture):
+    policy = make_policy(architecture)
+    nudge(policy)
+    policy.set_reference("stage-start")
+    with pytest.raises(ConfigError, match=r"steering without action-value heads; call prepare\(Needs"):
+        policy.steering = 1.0
+    policy.prepare(Needs(heads=2))
+    assert len(policy.heads) == 2 and not any(p.any() for head in policy.heads for p in head.parameters())
+    wanted = policy.codec.encode_response(prompts()[0], "q")[0]
+    with torch.no_grad():
+        for head, value in zip(policy.heads, (3.0, 5.0), strict=True):
+            head.bias[wanted] = value
+    plain = policy.generate(prompts() * 20, SAMPLING, seed=3)
+    before = policy.forward(plain, Needs(distribution=True)).distribution
+    policy.steering = 0.5
+    rollout = policy.generate(prompts() * 20, SAMPLING, seed=3)
+    now = policy.forward(rollout, Needs())
+    assert (now.logprobs - rollout.logprobs).abs().max() < 1e-4, "what is sampled is what is scored"
+    assert int((rollout.response_ids == wanted).sum()) > int((plain.response_ids == wanted).sum())
+    # the least of both heads counts: 0.5 x 3 in the logit of one token
+    steered = policy.forward(plain, Needs(distribution=True)).distribution
+    odds = (steered - before)[..., wanted] - (steered - before)[..., wanted - 1]
+    torch.testing.assert_close(odds[plain.attention], torch.full((int(plain.attention.sum()),), 1.5))
+    with policy.as_reference():
+        unsteered = policy.forward(plain, Needs()).logprobs
+    torch.testing.assert_close(unsteered, plain.logprobs, atol=1e-4, rtol=1e-4)
+    assert policy.steering == 0.5
+
+
+def test_heads_and_steering_are_part_of_the_state_and_not_of_an_export(tmp_path):
+    warnings: list[str] = []
+    policy = make_policy(context=make_context(warn=warnings.append))
+    policy.prepare(Needs(heads=2))
+    nudge(policy)
+    policy.steering = 2.0
+    other = make_policy()
+    other.load_state_dict(policy.state_dict())
+    rollout = policy.generate(prompts(), SAMPLING, seed=1)
+    assert torch.equal(other.generate(prompts(), SAMPLING, seed=1).response_ids, rollout.response_ids)
+    policy.export(tmp_path)
+    assert "holds the language model alone. The action values that steer its decoding (2 x Q) are not in it" in warnings[0]
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert all("action_values" not in name for name, _ in plain.named_parameters())
+    policy.steering = 0.0
+    policy.export(tmp_path)
+    assert len(warnings) == 1

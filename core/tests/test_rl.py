@@ -556,3 +556,32 @@ def test_supervised_loop_is_the_same_whatever_the_micro_batches():
         loop = SupervisedLoop(task, SupervisedConfig(batch_size=4, epochs=2, micro_batch_tokens=budget), make_context())
         losses[budget] = [loop.step(i)["loss"] for i in range(loop.total)]
     assert losses[20] == pytest.approx(losses[10_000], rel=1e-10)
+
+
+def test_how_much_text_is_there_after_each_token_comes_with_the_rollout():
+    policy = make_policy()
+    data = stage_data(policy, one=(Fixed(ones), 1.0))
+    data.begin(0)
+    rollout = data.rollout(3, needs=Needs(token_ends=True))
+    assert data.rollout(3).token_ends is None
+    for row, sample in enumerate(rollout.samples):
+        ends = rollout.token_ends[row][rollout.attention[row]].tolist()
+        assert ends == policy.token_ends(list(sample.response_ids))
+        assert ends == sorted(ends) and ends[-1] == len(sample.response)
+    assert not rollout.token_ends[~rollout.attention].any()
+
+
+def test_parameters_may_have_a_rate_of_their_own():
+    slow, fast = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    steps = GradientSteps(
+        [slow, fast], SupervisedConfig(learning_rate=0.1), 4, Context(),
+        rates=[([fast], Schedule(schedule="linear", start=0.4))],
+    )  # fmt: skip
+    for _ in range(2):
+        for parameter in (slow, fast):
+            parameter.grad = torch.ones(1)
+        steps.step()
+    assert [float(slow), float(fast)] == pytest.approx([-0.2, -0.7], abs=1e-4), "Adam moves by its rate: .4, then .3"
+    again = GradientSteps([slow, fast], SupervisedConfig(learning_rate=0.1), 4, Context(), rates=[([fast], 0.4)])
+    again.load_state_dict(steps.state_dict())
+    assert again.taken == 2

@@ -1,7 +1,7 @@
 """Small tasks with a known optimum, and training an optimizer on one: does it learn, and from how many samples?
 
-A tiny fresh policy over 260 tokens (the bytes and little else) starts nearly uniform, so that both tasks begin at about
-.06 and .05 of a best possible 1.
+A tiny fresh policy over 260 tokens (the bytes and little else) starts nearly uniform, so that the tasks begin at about
+.05 and .03 of a best possible 1.
 """
 
 from __future__ import annotations
@@ -45,16 +45,21 @@ def _first_token(response: str) -> float:
 
 
 def _exact(target: str, response: str) -> float:
-    """The mean over positions of 1 for the right character, and 1/4 for another lower-case letter."""
-    marks = [1.0 if got == wanted else 0.25 * (got.isascii() and got.islower())
-             for wanted, got in zip(target, response, strict=False)]  # fmt: skip
-    return sum(marks) / len(target)
+    """The mean over positions of 1 for the right letter, 1/2 for one of the three on either side of it in the alphabet,
+    1/4 for another lower-case letter, and 0 for all else."""
+
+    def mark(wanted: str, got: str) -> float:
+        if not (got.isascii() and got.islower()):
+            return 0.0
+        return 1.0 if got == wanted else 0.5 if abs(ord(got) - ord(wanted)) <= 3 else 0.25
+
+    return sum(map(mark, target, response)) / len(target)
 
 
 FIRST_TOKEN = Task("first-token", ("say:",), 1, _first_token)
 """A bandit over the first token: 1 for a vowel, 1/2 for another lower-case letter, 0 for all else."""
-EXACT_STRING = Task("exact-string", ("say:",), 3, partial(_exact, "sun"))
-"""An exact string of three characters, with credit for each that is right, and a quarter for a letter that is not."""
+EXACT_STRING = Task("exact-string", ("say:",), 2, partial(_exact, "ok"))
+"""An exact string of two letters, with credit for letters that are near."""
 
 
 class _Worth(RewardModel[NoOptions]):

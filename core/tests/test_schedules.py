@@ -1,0 +1,79 @@
+"""Options that change during a stage: their shapes, their bounds, and that samplers and shapers follow them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import pytest
+import torch
+from pydantic import Field, ValidationError
+from rlhf_core.components.config import KLConfig
+from rlhf_core.components.kl import KL
+from rlhf_core.interfaces import Config, Context, Needs, Sampling, Scheduled, value_at, within
+from rlhf_core.testing import example_data, tiny_policy
+
+
+class Options(Config):
+    rate: Annotated[Scheduled, within(ge=0, lt=2)] = Field(default=1.0, description="something that changes")
+    maybe: Annotated[Scheduled, within(gt=0)] | None = Field(default=None, description="the same, or nothing")
+
+
+@pytest.mark.parametrize(("schedule", "expected"), [
+    ({"schedule": "constant", "start": 0.5}, [0.5, 0.5, 0.5, 0.5, 0.5]),
+    ({"schedule": "linear", "start": 1.0, "end": 0.6}, [1.0, 0.9, 0.8, 0.7, 0.6]),
+    ({"schedule": "cosine", "start": 1.0, "end": 0.0}, [1.0, 0.853553, 0.5, 0.146447, 0.0]),
+    ({"schedule": "inverse-sqrt", "start": 1.0}, [1.0, 0.707107, 0.577350, 0.5, 0.447214]),
+    ({"schedule": "inverse-sqrt", "start": 1.0, "end": 0.6}, [1.0, 0.707107, 0.6, 0.6, 0.6]),
+    ({"schedule": "linear", "start": 1.0, "warmup": 2}, [0.5, 1.0, 1.0, 0.5, 0.0]),
+    ({"schedule": "inverse-sqrt", "start": 1.0, "warmup": 2}, [0.5, 1.0, 0.816497, 0.707107, 0.632456]),
+])  # fmt: skip
+def test_the_way_from_start_to_end(schedule: dict[str, Any], expected: list[float]) -> None:
+    option = Options(rate=schedule).rate
+    assert [value_at(option, step, 4) for step in range(5)] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"rate": -0.1}, r"rate\n.*got -0.1, expected 0 or more"),
+    ({"rate": 2}, r"rate\n.*got 2, expected a number below 2"),
+    ({"rate": {"schedule": "linear", "start": 1, "end": -0.5}}, "got end -0.5 of the linear schedule, expected 0 or more"),
+    ({"rate": {"schedule": "cosine", "start": 3}}, "got start 3 of the cosine schedule, expected a number below 2"),
+    ({"maybe": {"schedule": "linear", "start": 1}}, "got end 0 of the linear schedule, expected a number above 0"),
+    ({"rate": {"schedule": "linear", "begin": 1}}, r"start\n.*Field required"),
+    ({"rate": "fast"}, "should be a valid number"),
+])  # fmt: skip
+def test_bounds_hold_at_both_ends(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        Options(**options)
+
+
+def test_a_constant_schedule_has_no_end() -> None:
+    assert value_at(Options(maybe={"schedule": "constant", "start": 1}).maybe or 0.0, 7, 10) == 1
+
+
+def test_a_temperature_cannot_be_scheduled_to_zero() -> None:
+    with pytest.raises(ValidationError, match=r"between 1.0 and 0.0, expected values above 0: at 0 nothing is drawn"):
+        Sampling(temperature={"schedule": "linear", "start": 1.0})
+    assert Sampling(temperature=0).truncates and not Sampling(temperature=0.5).truncates
+
+
+def test_sampler_and_shapers_follow_the_step() -> None:
+    policy = tiny_policy()
+    policy.set_reference("stage-start")
+    data = example_data(policy, Needs(reference=True))
+    data.total = 4
+    data._sampling = Sampling(max_new_tokens=3, temperature={"schedule": "linear", "start": 1.0, "end": 0.5})
+    kl = KL(KLConfig(coef={"schedule": "linear", "start": 0.4}), Context())
+    data.shapers = [kl]
+    for step, (temperature, coef) in enumerate([(1.0, 0.4), (0.875, 0.3), (0.75, 0.2)]):
+        data.begin(step)
+        rollout = data.rollout(4)
+        assert rollout.temperature == data.sampling.heat == pytest.approx(temperature)
+        assert data.stats["kl/coef"] == pytest.approx(coef)
+        # old log-probabilities are those at the temperature of the step
+        again = policy.forward(rollout, Needs()).logprobs
+        torch.testing.assert_close(again.detach(), rollout.logprobs, atol=1e-4, rtol=1e-4)
+
+
+def test_a_coefficient_is_scheduled_or_adapted() -> None:
+    with pytest.raises(ValidationError, match="both a schedule of coef and a target that adapts it, expected one of"):
+        KLConfig(coef={"schedule": "linear", "start": 0.4}, target=6.0)

@@ -1,4 +1,4 @@
-# make quickstart | test | test-slow | check | schema | bench-rewards; each makes the virtual environment it needs.
+# make quickstart | test | test-slow | check | schema | bench-rewards | bench-learning | bench-peers; each makes the virtual environment it needs.
 PYTHON ?= python3
 VENV := .venv
 PLUGINS := $(wildcard plugins/*)
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # nothing in the tests or the quickstart needs the network
 export HF_HUB_OFFLINE = 1
 
-.PHONY: quickstart test test-slow check schema bench-rewards clean
+.PHONY: quickstart test test-slow check schema bench-rewards bench-learning bench-peers clean
 
 # made anew when the pins or a distribution's metadata change
 $(VENV)/.made: constraints.txt core/pyproject.toml $(wildcard plugins/*/pyproject.toml)
@@ -33,6 +33,12 @@ schema: $(VENV)/.made
 
 bench-rewards: $(VENV)/.made
 	$(BIN)/python benchmarks/rewards.py
+
+bench-learning: $(VENV)/.made
+	$(BIN)/python benchmarks/learning.py
+
+bench-peers: $(VENV)/.made
+	$(BIN)/python benchmarks/peers.py
 
 clean:
 	rm -rf $(VENV) runs

@@ -149,11 +149,40 @@ EXAMPLES: dict[str, Any] = {
     "reward/factual": rows([{"subject": ["shop", "sea"], "relation": ["opens", "on"], "object": ["nine", "a calm day"]}]),
     "shaper/kl": [{}, {"target": 1.0, "estimator": "k3"}],
     "shaper/scale": [{}, {"center": True, "clip": 1.0}],
+    "shaper/prompt-baseline": [{}, {"decay": 0.9}],
+    "shaper/success-bonus": [{"threshold": 0.0}, {"threshold": 0.0, "max_tokens": 5}],
+    "shaper/overlong": [{"max_tokens": 7, "buffer": 4}],
+    "shaper/spread": [{}, {"decay": 0.9}],
+    "shaper/potential": [{"reward": "toy"}, {"reward": "toy", "every": 1, "gamma": 0.9}],
+    "optimizer/acer": [{}, {"top_k": 3, "entropy_coef": 0.01, "replay_size": 8, "bootstrap_truncated": True}],
+    "optimizer/ilql": [{}, {"tau": 0.9, "gamma": 0.9, "cql_coef": 0.0, "batch_size": 4}],
     "optimizer/ppo": [{}, {"value_clip": None, "entropy_coef": 0.01, "dual_clip": 3.0, "bootstrap_truncated": True}],
+    "optimizer/reinforce": [
+        {"gamma": 0.9, "entropy_coef": 0.01},
+        {"baseline": "greedy", "clip": 0.2},
+        {"baseline": "leave-one-out", "samples_per_prompt": 2, "resample": 1},
+        {"baseline": "group", "scale": "std", "samples_per_prompt": 2, "kl_coef": 0.04, "clip": 0.2, "clip_high": 0.28},
+        {"baseline": "group", "samples_per_prompt": 2, "aggregation": "seq-mean-token-sum-norm", "norm_tokens": 8},
+        {"baseline": "batch", "clip": {"schedule": "linear", "start": 0.2, "end": 0.1}, "aggregation": "token-mean"},
+    ],
+    "optimizer/a2c": [
+        {"n_steps": 2, "lam": 0.9, "gamma": 0.9, "entropy_coef": 0.01},
+        {"normalize_advantages": True, "lam": 0.9, "bootstrap_truncated": True},
+    ],
+    "optimizer/trpo": [{}, {"fisher_tokens": 9, "bootstrap_truncated": True, "cg_iterations": 5}],
+    "optimizer/es": [
+        {"population": 4, "sigma": 0.1, "learning_rate": 0.1, "prompts_per_step": 8},
+        {"population": 6, "sigma": {"schedule": "linear", "start": 0.1, "end": 0.05}, "learning_rate": 0.1,
+         "fitness": "rank", "prompts_per_step": 4},
+    ],
     "stage/sft": [{"feedback": ["toy"]}],
     "stage/fit-reward": [{"reward": "toy", "feedback": ["toy"]}],
     "stage/optimize": [{"optimizer": "toy", "prompts": "toy", "rewards": {"toy": 1.0}, "steps": 2}],
     "stage/evaluate": [{"prompts": "toy"}],
+    "stage/trl": [
+        {"trainer": "rloo", "prompts": "toy", "rewards": {"toy": 1.0}, "steps": 2, "arguments": {"beta": 0.0}},
+        {"trainer": "dpo", "feedback": ["toy"], "steps": 1},
+    ],
 }
 
 

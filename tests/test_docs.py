@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import json
 import re
 import shlex
 import textwrap
@@ -278,6 +279,36 @@ def test_both_readmes_have_the_same_sections_and_code():
 def test_both_readmes_say_the_same(found):
     english, chinese = Counter(found(ENGLISH)), Counter(found(CHINESE))
     assert english - chinese == Counter() and chinese - english == Counter()
+
+
+OPTIONS = re.compile(r"^\| `(\w+)` \| (.+?) \|", re.M)
+
+
+def documented() -> list[Any]:
+    plugins = load_plugins()
+    return [
+        pytest.param(info, spec, id=f"{spec.kind}/{spec.name}")
+        for info in plugins.plugins
+        for spec in info.components
+        if info.distribution in FIRST_PARTY and spec.kind in ("optimizer", "shaper", "stage")
+    ]
+
+
+@pytest.mark.parametrize(("info", "spec"), documented())
+def test_a_readme_lists_every_option_with_its_default(info, spec):
+    """In the table under the component's own heading, or in a README that is about one component, anywhere."""
+    readme = text(ROOT / "plugins" / info.distribution.removeprefix("rlhf-plugin-") / "README.md")
+    parts = re.split(r"^## (.+)$", readme, flags=re.M)
+    own = dict(zip(parts[1::2], parts[2::2], strict=True)).get(spec.name, readme)
+    config = load_plugins().import_class(spec, "config")
+    rows = {name: default for name, default in OPTIONS.findall(own) if name in config.model_fields}
+    assert rows.keys() == config.model_fields.keys()
+    for name, field in config.model_fields.items():
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        default = {} if hasattr(default, "model_dump") else default  # its own defaults
+        shown = "required" if field.is_required() else "none" if default is None else json.dumps(default)
+        number = isinstance(default, float) and re.fullmatch(r"[\d.e-]+", rows[name])
+        assert rows[name] == shown or (number and float(rows[name]) == default), f"{name}: {rows[name]}, not {shown}"
 
 
 @pytest.mark.parametrize("path", [ENGLISH, CHINESE], ids=name_of)

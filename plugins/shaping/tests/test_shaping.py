@@ -1,9 +1,8 @@
+"""The distribution, and what holds for all shapers."""
+
 from __future__ import annotations
 
-import json
 import math
-import random
-import statistics
 import subprocess
 import sys
 from importlib import import_module
@@ -15,49 +14,31 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from rlhf_core.errors import RewardError, RunError
-from rlhf_core.interfaces import Context, RewardShaper
-from rlhf_core.records import Prompt, Rollout, Sample
+from rlhf_core.interfaces import RewardShaper, Schedule
+from rlhf_core.runs import checkpoint
 from rlhf_plugin_shaping import rlhf_components
-from rlhf_plugin_shaping.config import ClipConfig, LengthPenaltyConfig, MissingEOSConfig, ScaleConfig, WhitenConfig
-from rlhf_plugin_shaping.shapers import Clip, LengthPenalty, MissingEOS, Scale, Whiten
+from rlhf_plugin_shaping.config import (
+    ClipConfig,
+    DiscountConfig,
+    LengthPenaltyConfig,
+    MissingEOSConfig,
+    OverlongConfig,
+    PotentialConfig,
+    PromptBaselineConfig,
+    RepetitionPenaltyConfig,
+    ScaleConfig,
+    SpreadConfig,
+    SuccessBonusConfig,
+    WhitenConfig,
+)
+from rlhf_plugin_shaping.lengths import LengthPenalty, Overlong
+from rlhf_plugin_shaping.scores import SuccessBonus
+from rlhf_plugin_shaping.tokens import RepetitionPenalty
 from ruamel.yaml import YAML
-from torch import Tensor
+
+from .toys import ALL, build, every_shaper, make_rollout, scores
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-ALL: list[tuple[type[RewardShaper[Any]], dict[str, Any]]] = [
-    (Whiten, {}),
-    (Whiten, {"shift_mean": True}),
-    (Clip, {"low": 0.5, "high": 2}),
-    (Scale, {}),
-    (Scale, {"center": True, "clip": 0.5}),
-    (MissingEOS, {}),
-    (MissingEOS, {"replace": True}),
-    (LengthPenalty, {}),
-]
-every_shaper = pytest.mark.parametrize(("cls", "config"), ALL, ids=lambda value: getattr(value, "__name__", str(value)))
-
-
-def build(cls: type[RewardShaper[Any]], **config: Any) -> Any:
-    return cls(cls.Config(**config), Context(kind="shaper", id="mine"))
-
-
-def make_rollout(lengths: list[int], truncated: list[int] | None = None, abstained: list[int] | None = None) -> Rollout:
-    """A rollout of responses of these lengths; the other lists name rows."""
-    rows, width = len(lengths), max(lengths)
-    attention = torch.arange(width)[None] < torch.tensor(lengths)[:, None]
-    named = [torch.tensor([b in which for b in range(rows)]) for which in (truncated or [], abstained or [])]
-    mask = attention & ~named[1][:, None]
-    zeros = torch.zeros(rows, width, dtype=torch.int64)
-    return Rollout(
-        samples=(Sample(Prompt(text="Hi"), "there"),) * rows, prompt_ids=zeros[:, :1], prompt_mask=zeros[:, :1] == 0,
-        response_ids=zeros, attention=attention, mask=mask, logprobs=zeros.float(), truncated=named[0],
-        groups=torch.arange(rows), sample_ids=torch.arange(rows), abstained=None if abstained is None else named[1],
-    )  # fmt: skip
-
-
-def scores(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32)
 
 
 # --- the distribution ------------------------------------------------------------------------------------------------
@@ -70,15 +51,20 @@ def test_entry_point_and_import_are_light() -> None:
 
 
 @pytest.mark.parametrize("spec", rlhf_components(), ids=lambda spec: spec.name)
-def test_specs_resolve_and_the_readme_lists_every_option(spec: Any) -> None:
+def test_specs_resolve_and_the_readme_knows_them(spec: Any) -> None:
     factory, config = (getattr(import_module(m), c) for m, c in (p.split(":") for p in (spec.factory, spec.config)))
     assert issubclass(factory, RewardShaper)
     assert factory.Config is config
+    assert factory in [cls for cls, _ in ALL]
     assert f"| `{spec.name}` | {factory.level} |" in README
     section = README.split(f"\n## {spec.name}\n")[1].split("\n## ")[0]
     for name, field in config.model_fields.items():
         assert field.description
         assert f"| `{name}` |" in section
+    shaper = build(factory, **next(options for cls, options in ALL if cls is factory))
+    rewards = torch.zeros((1, 2) if factory.level == "token" else (1,))
+    for name in shaper.shape(rewards, make_rollout([2]))[1]:
+        assert f"`{name}`" in section
 
 
 def test_the_example_of_the_readme_is_valid() -> None:
@@ -136,165 +122,96 @@ def test_a_batch_in_which_all_abstain_is_left_at_0(cls: type[RewardShaper[Any]],
     assert all(map(math.isfinite, stats.values()))
 
 
-# --- whiten ----------------------------------------------------------------------------------------------------------
+def batches(cls: type[RewardShaper[Any]], count: int) -> list[Any]:
+    """Random rewards of six ragged samples each, with their rollouts; prompts come again."""
+    noise = torch.Generator().manual_seed(0)
+    made = []
+    for _ in range(count):
+        lengths = torch.randint(1, 7, (6,), generator=noise).tolist()
+        prompts = [f"prompt {i}" for i in torch.randint(4, (6,), generator=noise).tolist()]
+        rollout = make_rollout(lengths, truncated=[2], abstained=[4], prompts=prompts)
+        ids = torch.randint(2, rollout.mask.shape, generator=noise)
+        shape = tuple(rollout.mask.shape) if cls.level == "token" else (6,)
+        live = rollout.mask if cls.level == "token" else rollout.mask.any(1)
+        made.append((torch.randn(shape, generator=noise) * live, rollout.replace(response_ids=ids)))
+    return made
 
 
-def test_whiten_by_hand() -> None:
-    rewards, rollout = torch.tensor([[1.0, 3.0], [5.0, 0.0]]), make_rollout([2, 1])  # mean 3, variance 8 / 2
-    shaped, stats = build(Whiten).shape(rewards, rollout)
-    torch.testing.assert_close(shaped, torch.tensor([[2.0, 3.0], [4.0, 0.0]]))
-    assert stats == {"shaping/whiten_mean": 3, "shaping/whiten_std": 2}
-    shaped, _ = build(Whiten, shift_mean=True).shape(rewards, rollout)
-    torch.testing.assert_close(shaped, torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
-    shaped, stats = build(Whiten, unbiased=False).shape(rewards, rollout)  # variance 8 / 3
-    assert stats["shaping/whiten_std"] == pytest.approx(1.632993)
-    assert shaped[1, 0] == pytest.approx(3 + 2 / 1.632993)
+@every_shaper
+def test_the_order_of_a_batch_does_not_matter(cls: type[RewardShaper[Any]], config: dict[str, Any]) -> None:
+    straight, mixed = build(cls, **config), build(cls, **config)
+    for step, (rewards, rollout) in enumerate(batches(cls, 3)):
+        order = torch.randperm(6, generator=torch.Generator().manual_seed(step)).tolist()
+        straight.progress = mixed.progress = (step, 3)
+        shaped, stats = straight.shape(rewards, rollout)
+        again, stats_again = mixed.shape(rewards[order], rollout.select(order))
+        torch.testing.assert_close(again, shaped[order], rtol=1e-5, atol=1e-6)
+        assert stats_again == pytest.approx(stats, rel=1e-5)
 
 
-def test_whiten_agrees_with_verl() -> None:
-    """masked_whiten of verl/utils/torch_functional.py at b178a3cd, run on these inputs."""
-    x = [[0.8, -0.5, 1.2, -1.1, 0, 0], [0.3, -1.4, 0.6, -0.2, 0.9, -0.7], [-2.0, 0.4, 0, 0, 0, 0]]
-    expected = [
-        [0.791172720022, -0.496640946556, 1.18742307897, -1.09101648498, 0, 0],
-        [0.295859771338, -1.38820425419, 0.593047540549, -0.199453177345, 0.890235309759, -0.694766126029],
-        [-1.98257979261, 0.394922361075, 0, 0, 0, 0],
-    ]
-    shaped, _ = build(Whiten).shape(torch.tensor(x, dtype=torch.float64), make_rollout([4, 6, 2]))
-    # verl's mean has 1e-8 in its denominator
-    torch.testing.assert_close(shaped, torch.tensor(expected, dtype=torch.float64), atol=1e-8, rtol=0)
-
-
-def test_whiten_leaves_constant_rewards_and_a_single_token_alone() -> None:
-    for rewards, rollout in ((torch.full((2, 2), 0.3), make_rollout([2, 2])), (scores(5)[:, None], make_rollout([1]))):
-        torch.testing.assert_close(build(Whiten).shape(rewards, rollout)[0], rewards)
-
-
-# --- clip ------------------------------------------------------------------------------------------------------------
-
-
-def test_clip_by_hand() -> None:
-    shaped, stats = build(Clip, low=-1, high=2).shape(scores(-3, -1, 0.5, 7), make_rollout([1] * 4))
-    assert shaped.tolist() == [-1, -1, 0.5, 2]
-    assert stats == {"shaping/clipped": 0.5}
-
-
-@pytest.mark.parametrize(("low", "high"), [(2, 1), (1, 1)])
-def test_clip_bounds_must_be_ordered(low: float, high: float) -> None:
-    with pytest.raises(
-        ValidationError, match=rf"got low {low} and high {high}, expected low < high; raise high or lower"
-    ):
-        ClipConfig(low=low, high=high)
-
-
-# --- scale -----------------------------------------------------------------------------------------------------------
-
-
-def test_scale_takes_in_the_batch_before_it_divides() -> None:
-    scale = build(Scale)
-    first, stats = scale.shape(scores(1, 3), make_rollout([1, 1]))  # mean 2, variance 2
-    torch.testing.assert_close(first, scores(1, 3) / 2**0.5)
-    assert stats == {"shaping/scale_mean": 2, "shaping/scale_std": 2**0.5}
-    second, stats = scale.shape(scores(5, 7), make_rollout([1, 1]))  # of 1, 3, 5, 7: mean 4, variance 20 / 3
-    torch.testing.assert_close(second, scores(1.93649, 2.71109))
-    assert stats["shaping/scale_mean"] == 4
-
-
-def test_scale_centers_and_clips() -> None:
-    shaped, _ = build(Scale, center=True).shape(scores(1, 2, 3), make_rollout([1] * 3))
-    assert shaped.tolist() == [-1, 0, 1]
-    shaped, stats = build(Scale, center=True, clip=0.5).shape(scores(1, 2, 3), make_rollout([1] * 3))
-    assert shaped.tolist() == [-0.5, 0, 0.5]
-    assert stats["shaping/scale_clipped"] == pytest.approx(2 / 3)
-
-
-@pytest.mark.parametrize(("center", "expected"), [(False, 4), (True, 0)])
-def test_scale_is_finite_without_spread(center: bool, expected: float) -> None:
-    scale = build(Scale, center=center)
-    assert scale.shape(scores(4), make_rollout([1]))[0].tolist() == [expected]  # one score: MOSS-RLHF gives nan
-    assert scale.shape(scores(4, 4, 4), make_rollout([1] * 3))[0].tolist() == [expected] * 3
-    tenths = build(Scale)
-    for _ in range(50):
-        shaped, _ = tenths.shape(scores(*[0.1] * 7), make_rollout([1] * 7))
-    torch.testing.assert_close(shaped, scores(*[0.1] * 7))  # rounding is not spread
-
-
-def test_scale_moments_are_those_of_all_scores_so_far() -> None:
-    draw = random.Random(0)
-    batches = [[draw.gauss(1e4, 3) for _ in range(draw.randint(1, 9))] for _ in range(40)]
-    everything = [score for batch in batches for score in batch]
-    scale = build(Scale)
-    for batch in batches:
-        scale.shape(torch.tensor(batch, dtype=torch.float64), make_rollout([1] * len(batch)))
-    assert scale.count == len(everything)
-    assert scale.mean == pytest.approx(statistics.fmean(everything), rel=1e-14)
-    assert scale.std == pytest.approx(statistics.stdev(everything), rel=1e-10)
-
-
-def test_scale_keeps_abstained_samples_out_of_the_moments() -> None:
-    scale = build(Scale, center=True)
-    shaped, _ = scale.shape(scores(0, 1, 2, 3), make_rollout([1] * 4, abstained=[0]))
-    assert shaped.tolist() == [0, -1, 0, 1]
-    assert scale.state_dict() == {"count": 3, "mean": 2.0, "m2": 2.0}
-
-
-def test_scale_resumes_bit_for_bit() -> None:
-    torch.manual_seed(0)
-    batches = [torch.randn(5) * 3 + 1 for _ in range(6)]
-    rollout = make_rollout([1] * 5)
-    whole, half, resumed = (build(Scale, center=True) for _ in range(3))
-    expected = [whole.shape(batch, rollout) for batch in batches]
-    for batch in batches[:3]:
-        half.shape(batch, rollout)
-    resumed.load_state_dict(json.loads(json.dumps(half.state_dict())))
-    for batch, (shaped, stats) in zip(batches[3:], expected[3:], strict=True):
-        again, stats_again = resumed.shape(batch, rollout)
-        assert torch.equal(again, shaped)
-        assert stats_again == stats
+@every_shaper
+def test_resuming_continues_bit_for_bit(cls: type[RewardShaper[Any]], config: dict[str, Any], tmp_path: Path) -> None:
+    whole, resumed = build(cls, **config), build(cls, **config)
+    for step, (rewards, rollout) in enumerate(batches(cls, 6)):
+        whole.progress = resumed.progress = (step, 6)
+        if step == 3:
+            resumed.load_state_dict(checkpoint.load(tmp_path / "state"))
+        shaped, stats = whole.shape(rewards, rollout)
+        if step == 2:
+            checkpoint.save(tmp_path / "state", whole.state_dict())
+        if step >= 3:
+            again, stats_again = resumed.shape(rewards, rollout)
+            assert torch.equal(again, shaped)
+            assert stats_again == stats
     assert resumed.state_dict() == whole.state_dict()
 
 
-def test_scale_errors() -> None:
-    scale = build(Scale)
-    with pytest.raises(RewardError) as error:
-        scale.shape(scores(1, float("nan")), make_rollout([1, 1]))
-    assert str(error.value) == (
-        "shaper 'mine': got a score that is not finite among 2; expected finite scores; "
-        "look at the rewards, and at the shapers before this one"
-    )
-    assert scale.state_dict() == {"count": 0, "mean": 0.0, "m2": 0.0}, "the moments are not poisoned"
-    with pytest.raises(RunError) as wrong:
-        scale.load_state_dict({"coef": 0.1})
-    assert str(wrong.value) == (
-        "shaper 'mine': got a state with coef; expected count, mean, m2; "
-        "resume with the shapers that the run was started with"
-    )
-    with pytest.raises(ValidationError, match="greater than 0"):
-        ScaleConfig(clip=0)
+# --- schedules and bad configurations --------------------------------------------------------------------------------
 
 
-# --- missing-eos and length-penalty ----------------------------------------------------------------------------------
-
-
-def test_missing_eos_by_hand() -> None:
-    rollout = make_rollout([2, 3, 3], truncated=[1, 2])
-    shaped, stats = build(MissingEOS, penalty=1.5).shape(scores(1, 2, -1), rollout)
-    assert shaped.tolist() == [1, 0.5, -2.5]
-    assert stats["shaping/missing_eos"] == pytest.approx(2 / 3)
-    assert build(MissingEOS, penalty=1.5, replace=True).shape(scores(1, 2, -1), rollout)[0].tolist() == [1, -1.5, -1.5]
-
-
-def test_length_penalty_by_hand() -> None:
-    shaped, stats = build(LengthPenalty, coef=0.5, free_tokens=2).shape(scores(1, 1, 1), make_rollout([1, 2, 5]))
-    assert shaped.tolist() == [1, 1, -0.5]
-    assert stats == {"shaping/length_penalty": 0.5}
+@pytest.mark.parametrize(("cls", "config", "option"), [
+    (LengthPenalty, {}, "coef"),
+    (Overlong, {"max_tokens": 4, "buffer": 4}, "coef"),
+    (SuccessBonus, {"threshold": 0}, "bonus"),
+    (RepetitionPenalty, {"n": 1}, "coef"),
+])  # fmt: skip
+def test_coefficients_follow_their_schedule(cls: Any, config: dict[str, Any], option: str) -> None:
+    shaper = build(cls, **config, **{option: {"schedule": "linear", "start": 1.0, "end": 0.0}})
+    plain = build(cls, **config, **{option: 1.0})
+    assert isinstance(getattr(shaper.config, option), Schedule)
+    rollout = make_rollout([3, 2])
+    rewards = torch.zeros(2, 3) if cls.level == "token" else torch.zeros(2)
+    full = plain.shape(rewards, rollout)[0]
+    assert full.any()
+    for step, expected in ((0, 1.0), (1, 0.75), (3, 0.25)):
+        shaper.progress = (step, 4)
+        torch.testing.assert_close(shaper.shape(rewards, rollout)[0], expected * full)
 
 
 @pytest.mark.parametrize(("config", "values", "words"), [
     (MissingEOSConfig, {"penalty": -1}, "greater than or equal to 0"),
-    (LengthPenaltyConfig, {"coef": 0}, "greater than 0"),
+    (LengthPenaltyConfig, {"coef": -1}, "got -1, expected 0 or more"),
+    (LengthPenaltyConfig, {"coef": {"schedule": "linear", "start": 1, "end": -1}}, "got end -1 of the linear schedule"),
     (LengthPenaltyConfig, {"free_tokens": -1}, "greater than or equal to 0"),
+    (OverlongConfig, {"buffer": 4}, "max_tokens\n.*Field required"),
+    (OverlongConfig, {"max_tokens": 4, "buffer": 0}, "greater than or equal to 1"),
+    (OverlongConfig, {"max_tokens": 4, "buffer": 5},
+     "got a buffer of 5 tokens before max_tokens 4, expected at most max_tokens; lower buffer"),
     (WhitenConfig, {"eps": 0}, "greater than 0"),
     (ClipConfig, {"hihg": 1}, "Extra inputs are not permitted"),
+    (ClipConfig, {"low": 2, "high": 1}, "got low 2 and high 1, expected low < high; raise high or lower low"),
+    (ClipConfig, {"low": 1, "high": 1}, "got low 1 and high 1, expected low < high"),
+    (ScaleConfig, {"clip": 0}, "greater than 0"),
+    (PromptBaselineConfig, {"decay": 0}, "greater than 0"),
+    (PromptBaselineConfig, {"decay": 1.1}, "less than or equal to 1"),
+    (SuccessBonusConfig, {}, "threshold\n.*Field required"),
+    (SuccessBonusConfig, {"threshold": 0, "bonus": -1}, "got -1, expected 0 or more"),
+    (DiscountConfig, {"gamma": 1.01}, "less than or equal to 1"),
+    (RepetitionPenaltyConfig, {"n": 0}, "greater than or equal to 1"),
+    (SpreadConfig, {"decay": 0}, "greater than 0"),
+    (PotentialConfig, {}, "reward\n.*Field required"),
+    (PotentialConfig, {"reward": "a", "every": 0}, "greater than or equal to 1"),
+    (PotentialConfig, {"reward": "a", "coef": 0}, "greater than 0"),
 ])  # fmt: skip
 def test_config_errors(config: Any, values: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):

@@ -34,6 +34,13 @@ FIRST_PARTY = {
                    "whiten", "discount", "repetition-penalty", "spread", "potential"],
     },
     "rlhf-plugin-ppo": {"optimizer": ["ppo"]},
+    "rlhf-plugin-reinforce": {"optimizer": ["reinforce"]},
+    "rlhf-plugin-a2c": {"optimizer": ["a2c"]},
+    "rlhf-plugin-acer": {"optimizer": ["acer"]},
+    "rlhf-plugin-trpo": {"optimizer": ["trpo"]},
+    "rlhf-plugin-es": {"optimizer": ["es"]},
+    "rlhf-plugin-ilql": {"optimizer": ["ilql"]},
+    "rlhf-plugin-trl": {"stage": ["trl"]},
 }  # fmt: skip
 KNOWN = {(kind, name): dist for dist, kinds in FIRST_PARTY.items() for kind, names in kinds.items() for name in names}
 """(kind, name) -> the distribution to install for it."""

@@ -94,5 +94,5 @@ class Imitation(SupervisedTask):
         prompt_ids, prompt_mask = pad_left([e.prompt for e in examples], self._codec.pad, device)
         ids, mask = pad_right([e.response for e in examples], self._codec.pad, device)
         with self._context.autocast():
-            logits, _, _ = self.module.response_states(prompt_ids, prompt_mask, ids, mask, values=False)
+            logits, _, _ = self.module.response_states(prompt_ids, prompt_mask, ids, mask, values=False, steer=False)
         return token_logprobs(logits[:, :-1], ids).masked_fill(~mask, 0.0), mask

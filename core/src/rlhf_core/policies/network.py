@@ -97,12 +97,20 @@ class PolicyNetwork(nn.Module):
         return logits, output.past_key_values
 
     def response_states(
-        self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, attention: Tensor, *, values: bool
+        self,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        response_ids: Tensor,
+        attention: Tensor,
+        *,
+        values: bool,
+        steer: bool = True,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Logits, values and hidden states at the T + 1 positions that matter for a response.
 
         Args:
-            prompt_ids, prompt_mask: (B, P), left-padded. response_ids, attention: (B, T), right-padded.
+            prompt_ids, prompt_mask: (B, P), left-padded. response_ids, attention: (B, T), right-padded. steer: whether
+            logits are those that are drawn from, or the language model's own.
 
         Returns:
             logits (B, T + 1, V), where index t is the distribution of response token t; values (B, T + 1) in float32,
@@ -115,7 +123,7 @@ class PolicyNetwork(nn.Module):
         with self._hidden_states() as caught:
             logits = self._call(ids, mask, _positions(mask), keep=keep, use_cache=False).logits[:, -keep:]
         states = caught[0][:, -keep:]
-        if self.steering:
+        if steer and self.steering:
             logits = self.steered(logits, states)
         if not values:
             return logits, None, states

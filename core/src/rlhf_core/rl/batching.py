@@ -36,14 +36,13 @@ def joined(rollouts: Sequence[Rollout]) -> Rollout:
     """Rollouts one below the other, padded to a common width: prompts on the left, responses on the right."""
     first = rollouts[0]
     changes: dict[str, Tensor] = {}
-    for name in first.tensors():
-        parts = [r.tensors()[name] for r in rollouts]
-        changes[name] = torch.cat(
-            [
-                _widen(p, max(q.shape[1] for q in parts), left=name in PROMPT_COLUMNS) if p.dim() > 1 else p
-                for p in parts
-            ]
-        )
+    tables = [r.tensors() for r in rollouts]
+    for name in tables[0]:
+        parts = [table[name] for table in tables]
+        if parts[0].dim() > 1:
+            width = max(part.shape[1] for part in parts)
+            parts = [_widen(part, width, left=name in PROMPT_COLUMNS) for part in parts]
+        changes[name] = torch.cat(parts)
     scores = {name: _joined_scores([r.scores[name] for r in rollouts]) for name in first.scores}
     samples = tuple(sample for r in rollouts for sample in r.samples)
     return first.replace(samples=samples, scores=scores, **changes)

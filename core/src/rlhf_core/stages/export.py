@@ -35,6 +35,10 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 The weights are complete: adapters, if any, are merged. The value head, the optimizer's state and the reward models are
 not here. Trained on the feedback named in the run's `registry.yaml`; it repeats what that feedback rewards, its errors
 included. Judge it on prompts of your own before anyone relies on it.
+{steering}"""
+STEERED = """
+Decoding was steered by action values ({steering:g} x Q). They are not in this folder: the figures of the run are those
+of the steered policy, and this model answers without it.
 """
 
 
@@ -72,6 +76,7 @@ class Export(Stage[ExportConfig]):
             parameters=run.policy.parameter_count,
             stages=", ".join(run.artefacts.get("stages_done", [])) or "none",
             rewards=", ".join(f"{id} x {w:g}" for id, w in run.artefacts.get("rewards", {}).items()) or "none",
+            steering=STEERED.format(steering=run.policy.steering) if run.policy.steering else "",
             reference="the policy as optimize found it" if "reference" in run.artefacts else "none",
         )
 

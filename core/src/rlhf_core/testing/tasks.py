@@ -6,16 +6,17 @@ A tiny fresh policy over 260 tokens (the bytes and little else) starts nearly un
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from string import ascii_lowercase
 from typing import Any
 
 import torch
 
 from ..interfaces import Context, Needs, PolicyOptimizer, RewardModel, Sampling
-from ..policies.causal_lm import CausalLM
 from ..randomness import seed_everything
 from ..records import Feedback, Prompt, Rating, Rollout, Sample, Scores
 from ..rl.data import StageData
@@ -25,7 +26,7 @@ from ..rl.sampler import Sampler
 from .toys import NoOptions, tiny_context, tiny_policy
 
 OFFLINE = 4096
-"""How many samples of the untrained policy, with their rewards, an offline optimizer is given as feedback."""
+"""How many texts of random letters, with their rewards, an offline optimizer is given as feedback."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class _Prompts:
 
 
 class _Data(StageData):
-    """Counts samples, and has samples of the untrained policy as feedback."""
+    """Counts samples, and may have rated texts as feedback."""
 
     seen = 0
     offline: Sequence[Feedback] = ()
@@ -148,7 +149,7 @@ def learn(
     data = _Data(sampler, _Prompts(task.prompts), [], shapers, sampling, needs, steps)  # type: ignore[arg-type]
     offline = built.traits.learns_from == "offline"
     if offline:
-        data.offline = _offline(task, learner, sampling)
+        data.offline = _offline(task, seed)
     built.bind(learner, steps)
 
     curve, seconds = [(0, _measure(sampler, task, 200)[0])], 0.0
@@ -184,11 +185,12 @@ def _measure(sampler: Sampler, task: Task, count: int, seed: int = 0) -> tuple[f
     return found["mean"], found["error"], float((logprobs - rollout.reference_logprobs).sum()) / count
 
 
-def _offline(task: Task, policy: CausalLM, sampling: Sampling) -> list[Feedback]:
-    """Samples of the policy as it is, rated by the task."""
-    prompts = [Prompt(text=task.prompts[i % len(task.prompts)]) for i in range(OFFLINE)]
-    rollout = policy.generate(prompts, sampling, seed=7)
-    return [
-        Rating(prompt=sample.prompt, response=sample.response, score=task.score(sample.response), scale=(0.0, 1.0))
-        for sample in rollout.samples
-    ]
+def _offline(task: Task, seed: int) -> list[Feedback]:
+    """Random letters, rated by the task."""
+    chance = random.Random(f"offline {seed}")
+    found: list[Feedback] = []
+    for i in range(OFFLINE):
+        text = "".join(chance.choices(ascii_lowercase, k=task.max_new_tokens))
+        prompt = Prompt(text=task.prompts[i % len(task.prompts)])
+        found.append(Rating(prompt=prompt, response=text, score=task.score(text), scale=(0.0, 1.0)))
+    return found

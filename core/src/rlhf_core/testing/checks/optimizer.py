@@ -293,7 +293,9 @@ def equal_rewards_change_nothing_if_declared(example: Example) -> None:
     context = tiny_context("policy", dtype="float64")
     policy = tiny_policy(context, critic="separate")
     optimizer = _bound(plain, policy, context)
-    rollout = _paid(example_rollout(policy, needs=optimizer.config.needs), torch.ones(8))
+    given = example_rollout(policy, needs=optimizer.config.needs)
+    # the critic has its own opinion of each token: only what compares samples gets rid of what they have in common
+    rollout = _paid(given, torch.ones(8)).replace(values=given.values, bootstrap=given.bootstrap)
     critic = {id(p) for p in policy.value_parameters}
     before = [p.detach().clone() for p in policy.module.parameters()]
     optimizer.step(Given(rollout))

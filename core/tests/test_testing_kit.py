@@ -273,9 +273,7 @@ class SmallSteps(OnPolicyConfig):
 class Reinforce(OnPolicyOptimizer[SmallSteps]):
     """An optimizer as it should be: the score above the mean of the batch."""
 
-    @property
-    def traits(self):
-        return Traits("on-policy", baseline=True)
+    baseline = True
 
     def prepare(self, rollout):
         scores, live = rollout.rewards.sum(1), rollout.mask.any(1)
@@ -320,9 +318,7 @@ class CallsItselfOffline(Reinforce):
 
 
 class HidesItsBaseline(Reinforce):
-    @property
-    def traits(self):
-        return Traits("on-policy")
+    baseline = False
 
 
 class ComparesNeighbours(Reinforce):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -71,6 +71,9 @@ class Batch:
 class OnPolicyOptimizer(PolicyOptimizer[C]):
     """Base of algorithms that learn from samples of today's policy."""
 
+    baseline: ClassVar[bool] = False
+    """Whether equal rewards for all samples leave the policy as it is; see `Traits`."""
+
     @abstractmethod
     def prepare(self, rollout: Rollout) -> Mapping[str, Tensor]:
         """What the loss needs beside the rollout, such as advantages (B, T): every entry becomes ``batch.<name>``.
@@ -89,7 +92,7 @@ class OnPolicyOptimizer(PolicyOptimizer[C]):
 
     @property
     def traits(self) -> Traits:
-        return Traits("on-policy")
+        return Traits("on-policy", baseline=self.baseline)
 
     def sample(self, data: TrainingData) -> Rollout:
         """The scored samples of a step; override to sample otherwise."""

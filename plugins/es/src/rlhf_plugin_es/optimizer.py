@@ -28,9 +28,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from rlhf_core.errors import ConfigError, NumericalError
+from rlhf_core.errors import ConfigError
 from rlhf_core.interfaces import Policy, PolicyOptimizer, StepStats, TrainingData, Traits
 from rlhf_core.randomness import derive_seed
+from rlhf_core.rl.failure import refusal
 from torch import Tensor
 
 from .config import ESConfig
@@ -76,10 +77,12 @@ class ES(PolicyOptimizer[ESConfig]):
                     raise ConfigError(self.context.where, "a rollout without rewards", "scores and shaped rewards")
                 live = rollout.mask.any(1)
                 earned.append(rollout.rewards.sum(1)[live].double().cpu())  # (live,) abstained samples do not count
+                if not bool(earned[-1].isfinite().all()):
+                    raise refusal(self.context, self.policy, rollout, {}, f"reward {float(earned[-1].sum())}", step)
                 scores.append(rollout.score[live].double().cpu())
         finally:
             self._place(start, {}, step)
-        fitness = self._means(earned)  # (N,) nan where all samples abstained
+        fitness = mean_rewards(earned)  # (N,) nan where all samples abstained
         weights = pair_weights(fitness, config.fitness)  # (N / 2,)
         shifts = {pair: rate / config.population * weight for pair, weight in enumerate(weights.tolist())}
         self._place(start, shifts, step)
@@ -116,18 +119,15 @@ class ES(PolicyOptimizer[ESConfig]):
         pairs = zip(self.parameters, start, strict=True)
         return math.sqrt(sum(float((p.detach() - origin).double().square().sum()) for p, origin in pairs))
 
-    def _means(self, earned: Sequence[Tensor]) -> Tensor:
-        """(N,) the mean reward of each member, exactly equal where all rewards are, however many samples abstained.
 
-        Raises:
-            NumericalError: a reward is not finite; the weights are as they were before the step.
-        """
-        everything = torch.cat(list(earned))
-        if not bool(everything.isfinite().all()):
-            raise NumericalError(self.context.where, "a shaped reward that is not finite", "finite rewards",
-                                 "look at the shapers, or lower sigma; the weights are as they were")  # fmt: skip
-        lowest = everything.min() if len(everything) else everything.new_zeros(())
-        return torch.stack([lowest + (rewards - lowest).mean() for rewards in earned])
+def mean_rewards(earned: Sequence[Tensor]) -> Tensor:
+    """(N,) the mean reward of each member, nan of one without samples.
+
+    Means are exactly equal where all rewards are, however many samples each member has.
+    """
+    everything = torch.cat(list(earned))
+    lowest = everything.min() if len(everything) else everything.new_zeros(())
+    return torch.stack([lowest + (rewards - lowest).mean() for rewards in earned])
 
 
 def pair_weights(fitness: Tensor, kind: str) -> Tensor:

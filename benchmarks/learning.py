@@ -72,15 +72,20 @@ LEARNERS: dict[str, tuple[str, dict[str, Any], int, dict[str, Any], int]] = {
              {"prompts_per_step": 32, "learning_rate": falling(6e-3), "entropy_coef": falling(0.04), "truncation": 3.0},
              60,
              {"prompts_per_step": 64, "learning_rate": 3e-4, "q_coef": 0.5, "replay_ratio": 2}, 60),
-    "trpo": ("rlhf_plugin_trpo.optimizer:TRPO", {"prompts_per_step": 128, "learning_rate": 1e-2, "max_kl": 0.1}, 40,
+    "trpo": ("rlhf_plugin_trpo.optimizer:TRPO", {"prompts_per_step": 64, "learning_rate": 1e-2, "max_kl": 0.05}, 60,
              {"prompts_per_step": 64, "learning_rate": 1e-3}, 60),
     "es": ("rlhf_plugin_es.optimizer:ES",
-           {"prompts_per_step": 16, "population": 32, "sigma": 0.2, "learning_rate": 0.5}, 60,
+           {"prompts_per_step": 16, "population": 64, "sigma": 0.1,
+            "learning_rate": {"schedule": "cosine", "start": 0.4, "end": 0.04}}, 90,
            {"prompts_per_step": 8, "population": 16, "sigma": 0.02, "learning_rate": 0.02}, 60),
     "ilql": ("rlhf_plugin_ilql.optimizer:ILQL",
              {"learning_rate": {"schedule": "cosine", "start": 1e-2}, "batch_size": 128, "target_rate": 0.3,
               "cql_coef": 0.02, "imitation_coef": 1.0}, 1000, {}, 0),
 }  # fmt: skip
+
+
+# a price on the KL that falls to 0, where an optimizer has no entropy bonus and would settle too soon
+TOY_KL = {"es": falling(0.06)}
 
 
 def optimizer_class(path: str) -> Any:
@@ -92,11 +97,15 @@ def optimizer_class(path: str) -> Any:
 
 
 def toy(task_name: str, name: str, seed: int) -> dict[str, Any]:
+    from rlhf_core.components.config import KLConfig
+    from rlhf_core.components.kl import KL
+    from rlhf_core.interfaces import Context
     from rlhf_core.testing.tasks import EXACT_STRING, FIRST_TOKEN, learn
 
     task = {"first-token": FIRST_TOKEN, "exact-string": EXACT_STRING}[task_name]
     path, config, steps, _, _ = LEARNERS[name]
-    found = learn(task, optimizer_class(path), config, steps=steps, seed=seed)
+    shapers = [KL(KLConfig(coef=TOY_KL[name]), Context())] if name in TOY_KL else []
+    found = learn(task, optimizer_class(path), config, steps=steps, seed=seed, shapers=shapers)
     # evaluation takes no part of the seconds; they are spread evenly over the samples
     share = None if found.reached is None else found.reached / max(found.samples, 1)
     return {

@@ -73,7 +73,8 @@ LEARNERS: dict[str, tuple[str, dict[str, Any], int, dict[str, Any], int]] = {
              60,
              {"prompts_per_step": 64, "learning_rate": 3e-4, "q_coef": 0.5, "replay_ratio": 2}, 60),
     "trpo": ("rlhf_plugin_trpo.optimizer:TRPO", {"prompts_per_step": 64, "learning_rate": 1e-2, "max_kl": 0.05}, 60,
-             {"prompts_per_step": 64, "learning_rate": 1e-3}, 60),
+             {"prompts_per_step": 64, "learning_rate": 1e-3, "max_kl": 0.02, "fisher_tokens": 300, "cg_iterations": 10},
+             60),
     "es": ("rlhf_plugin_es.optimizer:ES",
            {"prompts_per_step": 16, "population": 64, "sigma": 0.1,
             "learning_rate": {"schedule": "cosine", "start": 0.4, "end": 0.04}}, 90,
@@ -204,6 +205,8 @@ def print_toy(task: str, found: dict[str, list[dict[str, Any]]]) -> None:
     for name, runs in found.items():
         if all(run["reached"] is not None for run in runs):
             samples = f"{statistics.mean(run['reached'] for run in runs):,.0f}"
+            if len({run["curve"][1][0] for run in runs}) == 1 and runs[0]["curve"][1][0] == runs[0]["samples"]:
+                samples += " (all of its data)"
             seconds = f"{statistics.mean(run['seconds_reached'] for run in runs):.1f}"
         else:
             reached = sum(run["reached"] is not None for run in runs)
@@ -234,6 +237,7 @@ def plot(task: str, found: dict[str, list[dict[str, Any]]], folder: Path) -> Non
     figure, axes = plt.subplots(figsize=(7.5, 4.5))
     styles = ["-", "--", ":"]
     for number, (name, runs) in enumerate(found.items()):
+        runs = [run for run in runs if run["curve"]]
         places = [x for x, _ in runs[0]["curve"]]
         if runs[0]["samples"] and places[-1] == places[min(1, len(places) - 1)] and task != "desk":
             continue  # offline: all of its data is there from the start
@@ -248,12 +252,30 @@ def plot(task: str, found: dict[str, list[dict[str, Any]]], folder: Path) -> Non
     else:
         axes.axhline(0.9, color="grey", linewidth=0.8, linestyle="--")
         axes.set_xscale("symlog", linthresh=500)
-    axes.set_title(f"{task}: mean over {len(next(iter(found.values())))} seeds")
+    seeds = max(sum(bool(run["curve"]) for run in runs) for runs in found.values())
+    axes.set_title(f"{task}: mean over {seeds} seeds")
     axes.legend(fontsize=7, ncols=2, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"learning-{task}.svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
+
+
+def table(task: str, found: dict[str, list[dict[str, Any]]], plots: Path) -> None:
+    if found:
+        (print_desk(found) if task == "desk" else print_toy(task, found))
+        plot(task, found, plots)
+
+
+def show(files: Sequence[Path], plots: Path) -> None:
+    """Tables and plots of several --out files: of other seeds, or of other optimizers."""
+    everything: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for file in files:
+        for task, found in json.loads(file.read_text(encoding="utf-8")).items():
+            for name, runs in found.items():
+                everything.setdefault(task, {}).setdefault(name, []).extend(runs)
+    for task, found in everything.items():
+        table(task, {name: found[name] for name in LEARNERS if name in found}, plots)
 
 
 def main() -> None:
@@ -264,7 +286,11 @@ def main() -> None:
                         default=["first-token", "exact-string", "desk"])  # fmt: skip
     parser.add_argument("--plots", type=Path, default=ROOT / "docs" / "images")
     parser.add_argument("--out", type=Path, help="write everything to this JSON file as well")
+    parser.add_argument("--read", type=Path, nargs="+", help="measure nothing; put such files together")
     args = parser.parse_args()
+    if args.read:
+        show(args.read, args.plots)
+        return
     names = args.names or list(LEARNERS)
     everything: dict[str, Any] = {}
     for task in args.tasks:
@@ -278,9 +304,7 @@ def main() -> None:
                 shown = {key: value for key, value in run.items() if key != "curve"}
                 print(f"{task} {name} seed {seed}: {shown}", file=sys.stderr, flush=True)
         everything[task] = found
-        if found:
-            (print_desk(found) if task == "desk" else print_toy(task, found))
-            plot(task, found, args.plots)
+        table(task, found, args.plots)
     if args.out:
         args.out.write_text(json.dumps(everything), encoding="utf-8")
 

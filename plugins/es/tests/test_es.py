@@ -323,6 +323,18 @@ def test_nothing_to_train_is_an_error() -> None:
         make_es(policy)
 
 
+def test_only_weights_of_that_name_are_perturbed() -> None:
+    policy = make_policy()
+    before = weights(policy)
+    es = make_es(policy, only="ln_")
+    data = stage_data(policy, lambda completions, **_: [float(len(c) % 3) for c in completions], ["say a:"], 0)
+    train(es, data, 1)
+    names = moved(before, weights(policy))
+    assert names and all("ln_" in name for name in names)
+    with pytest.raises(ConfigError, match="only: 'layernrom' is in no name of a trainable weight; expected a part of names"):
+        make_es(policy, only="layernrom")
+
+
 def test_all_members_answer_the_same_prompts() -> None:
     policy = make_policy()
     es = make_es(policy, prompts_per_step=3)

@@ -25,6 +25,10 @@ class ESConfig(Config):
         default="z-score",
         description="how the rewards of a population become weights: over their deviation, or their ranks alone",
     )
+    only: str | None = Field(
+        default=None,
+        description="perturb only weights with this in their name, such as norm; by default all that the policy trains",
+    )
     prompts_per_step: int = Field(
         default=32, ge=1, description="prompts that every member of the population answers, over all processes"
     )

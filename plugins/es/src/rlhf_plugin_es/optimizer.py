@@ -56,11 +56,18 @@ class ES(PolicyOptimizer[ESConfig]):
         super().bind(policy, total_steps)
         policy.prepare(self.config.needs)
         critic = {id(p) for p in policy.value_parameters}
-        self.parameters = [p for p in policy.module.parameters() if p.requires_grad and id(p) not in critic]
+        named = {n: p for n, p in policy.module.named_parameters() if p.requires_grad and id(p) not in critic}
+        self.parameters = [p for name, p in named.items() if self._perturbs(name)]
+        if named and not self.parameters:
+            raise ConfigError(f"{self.context.where} only", f"{self.config.only!r} is in no name of a trainable weight",
+                              f"a part of names such as {', '.join(list(named)[:3])}")  # fmt: skip
         if not self.parameters:
             raise ConfigError(self.context.where, f"policy {policy.context.id!r} has nothing to train",
                               "weights that require gradients, its critic's apart",
                               "unfreeze some of them, or give it lora adapters")  # fmt: skip
+
+    def _perturbs(self, name: str) -> bool:
+        return self.config.only is None or self.config.only in name
 
     def step(self, data: TrainingData) -> StepStats:
         config, step = self.config, data.step

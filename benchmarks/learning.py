@@ -205,8 +205,6 @@ def print_toy(task: str, found: dict[str, list[dict[str, Any]]]) -> None:
     for name, runs in found.items():
         if all(run["reached"] is not None for run in runs):
             samples = f"{statistics.mean(run['reached'] for run in runs):,.0f}"
-            if len({run["curve"][1][0] for run in runs}) == 1 and runs[0]["curve"][1][0] == runs[0]["samples"]:
-                samples += " (all of its data)"
             seconds = f"{statistics.mean(run['seconds_reached'] for run in runs):.1f}"
         else:
             reached = sum(run["reached"] is not None for run in runs)
@@ -229,6 +227,9 @@ def print_desk(found: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def plot(task: str, found: dict[str, list[dict[str, Any]]], folder: Path) -> None:
+    found = {name: runs for name, runs in found.items() if any(run["curve"] for run in runs)}
+    if not found:
+        return
     import matplotlib
 
     matplotlib.use("Agg")

@@ -94,6 +94,10 @@ def test_neighbouring_changes_are_one() -> None:
     assert align("a b c d", "a x y d").changes == (Change(1, 5, 1, " x y"),)
 
 
+def test_no_text_is_changed_by_more_than_all_of_it() -> None:
+    assert align("the 你the", "谢谢你").distance == 1
+
+
 def test_long_texts() -> None:
     """Ten thousand words, every hundredth replaced, take no longer than a moment."""
     words = [f"w{i}" for i in range(10_000)]

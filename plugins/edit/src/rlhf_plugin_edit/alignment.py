@@ -79,7 +79,8 @@ def align(original: str, edited: str) -> Alignment:
                 cost += original[start:end] != edited[at:stop]
                 change(start, end, at, stop)
     change(_begin(olds, len(olds)), len(original), _begin(news, len(news)), len(edited))
-    return Alignment(tuple(changes), cost / max(len(olds), len(news), 1))
+    # white space that moved counts beside words that did, so a short text may be changed more than once over
+    return Alignment(tuple(changes), min(cost / max(len(olds), len(news), 1), 1.0))
 
 
 def _words(text: str) -> list[Range]:

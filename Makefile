@@ -19,10 +19,10 @@ quickstart: $(VENV)/.made
 	$(BIN)/rlhf run quickstart
 
 test: $(VENV)/.made
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 test-slow: $(VENV)/.made
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "slow or not slow"
 
 check: $(VENV)/.made
 	$(BIN)/ruff check .

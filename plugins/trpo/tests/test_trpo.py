@@ -27,6 +27,7 @@ from rlhf_plugin_trpo import rlhf_components
 from rlhf_plugin_trpo.config import TRPOConfig
 from rlhf_plugin_trpo.optimizer import TRPO, conjugate_gradient
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .toys import SEQUENCES, Enumerable, Given, distance, make_policy, make_trpo, moved, stage_data, train, weights
 
@@ -527,10 +528,11 @@ def test_two_processes_make_the_step_of_one(rows: Any) -> None:
     meeting, table = threading.Barrier(2), [None, None]
     sides = [prepared(Side(index, meeting, table)) for index in (0, 1)]
     threads = [threading.Thread(target=trpo.step, args=(Given(rollout),)) for _, trpo, rollout in sides]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with sdpa_kernel(SDPBackend.MATH):  # a switch of the whole process: no thread may switch it back for the other
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert not moved(weights(sides[0][0]), weights(sides[1][0]))
     assert distance(weights(alone), weights(sides[0][0])) < 1e-10
 

@@ -94,11 +94,32 @@ LLAMA = {
     },
     "tokenizer": FRESH["tokenizer"],
 }
+WIDE = {**LLAMA, "sizes": {**LLAMA["sizes"], "hidden_size": 64, "intermediate_size": 64}}  # 4 bits need rows of 64
+T5 = {
+    "architecture": "t5",
+    "sizes": {"d_model": 64, "d_kv": 32, "d_ff": 64, "num_layers": 1, "num_heads": 2},
+    "tokenizer": FRESH["tokenizer"],
+}
+BART = {
+    "architecture": "bart",
+    "sizes": {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16,
+              "encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 128,
+              "init_std": 0.2},
+    "tokenizer": FRESH["tokenizer"],
+}  # fmt: skip
 EXAMPLES: dict[str, Any] = {
     "policy/causal-lm": [
         tiny_model(),
         {"fresh": LLAMA, "lora": {"r": 2}, "critic": "separate"},
+        {"fresh": LLAMA, "lora": {"r": 2}, "critic": "adapter", "gradient_checkpointing": True},
+        {"fresh": LLAMA, "frozen_layers": 1},
     ],
+    "policy/seq2seq-lm": [
+        {"fresh": T5},
+        {"fresh": BART, "lora": {"r": 2}, "critic": "separate"},
+        {"fresh": T5, "lora": {"r": 2}, "quantization": {}, "critic": "adapter"},
+    ],
+    "policy/qlora": [{"fresh": WIDE, "lora": {"r": 2}}, {"fresh": WIDE, "lora": {"r": 2}, "critic": "adapter"}],
     "prompts/jsonl": rows(PROMPTS),
     "prompts/dataset": rows(PROMPTS, limit=1),
     "prompts/feedback": [{"feedback": "toy"}],

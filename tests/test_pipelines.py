@@ -30,6 +30,20 @@ def test_quickstart_runs_from_end_to_end(project, tmp_path):
     assert result.report.stat().st_size > 20_000
 
 
+def test_quickstart_seq2seq_runs_from_end_to_end(project, tmp_path):
+    overrides = ["feedback.desk-demonstrations.limit=96", "feedback.desk-comparisons.limit=96", "stages.sft.epochs=1",
+                 "reward.helpful.epochs=1", "stages.optimize.steps=2", "optimizer.ppo.prompts_per_step=32"]  # fmt: skip
+    result = project.run("quickstart-seq2seq", out=tmp_path / "run", overrides=overrides)
+    stages = result.summary["stages"]
+    assert list(stages) == ["sft", "fit-reward", "optimize", "evaluate", "export"]
+    first = next(json.loads(line) for line in (result.directory / "metrics.jsonl").read_text().splitlines()
+                 if '"optimize"' in line)  # fmt: skip
+    assert first["kl/sequence"] == pytest.approx(0, abs=1e-4)
+    folder = tmp_path / "run" / "export"
+    assert json.loads((folder / "config.json").read_text())["architectures"] == ["T5ForConditionalGeneration"]
+    assert "AutoModelForSeq2SeqLM.from_pretrained" in (folder / "README.md").read_text()
+
+
 KINDS = {  # pipeline -> its feedback beside the demonstrations, and the rewards it fits by gradient
     "rating": (["desk-ratings"], ["rated"]),
     "ranking": (["desk-rankings"], ["ranked"]),

@@ -424,8 +424,8 @@ def test_find_knows_a_first_party_plugin_that_is_there(status: Any, words: str) 
 def test_the_catalogue(installed: Callable[..., Plugins]) -> None:
     core, loaded = installed(), installed(mine=plugin(spec("reward/b"), spec("reward/a"), spec("policy/z")))
     assert loaded.names("reward") == sorted(["a", "b", *core.names("reward")])
-    assert [s.name for s in loaded.components("policy")] == ["causal-lm", "z"]
-    assert loaded.components()[1].name == "z" and loaded.names("optimizer") == core.names("optimizer")
+    assert [s.name for s in loaded.components("policy")] == ["causal-lm", "seq2seq-lm", "z"]
+    assert loaded.components()[2].name == "z" and loaded.names("optimizer") == core.names("optimizer")
     assert loaded.distribution(loaded.find("reward", "b")) == ("dist-mine", "1.0")
     assert loaded.find("reward", "b").summary == "a part"
     with pytest.raises(PluginError, match="reward 'other': a spec of no installed plugin; expected one that `find`"):

@@ -55,10 +55,12 @@ def make_policy(
     lora: Lora | None = None,
     critic: str = "shared",
     context: Context | None = None,
+    sizes: dict[str, Any] | None = None,
     **config: Any,
 ) -> CausalLM:
+    sizes = {**SIZES[architecture], **(sizes or {})}
     fresh = FreshModel(
-        architecture=architecture, sizes=SIZES[architecture], tokenizer=FreshTokenizer(text=["texts"], vocab_size=300)
+        architecture=architecture, sizes=sizes, tokenizer=FreshTokenizer(text=["texts"], vocab_size=300)
     )
     return CausalLM(CausalLMConfig(fresh=fresh, lora=lora, critic=critic, **config), context or make_context())
 

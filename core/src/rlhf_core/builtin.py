@@ -28,6 +28,8 @@ def _spec(kind: str, name: str, module: str, factory: str, summary: str) -> Comp
 COMPONENTS = [
     _spec("policy", "causal-lm", "policies.causal_lm", "CausalLM",
           "any transformers causal LM: from a path, the hub or fresh; full fine-tuning or LoRA"),
+    _spec("policy", "seq2seq-lm", "policies.seq2seq_lm", "Seq2SeqLM",
+          "any transformers encoder-decoder (T5, BART): from a path, the hub or fresh; full fine-tuning or LoRA"),
     _spec("prompts", "jsonl", "components.prompts", "Prompts", "prompts from a JSONL, CSV or Parquet file"),
     _spec("prompts", "dataset", "components.prompts", "Prompts", "prompts from a dataset of the hub"),
     _spec("prompts", "feedback", "components.prompts", "FeedbackPrompts", "prompts of a feedback source, each once"),

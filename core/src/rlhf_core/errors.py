@@ -6,7 +6,7 @@ leaves with its `exit_code`; anything else that escapes is a bug and keeps its t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class RLHFError(Exception):
@@ -70,3 +70,32 @@ class NumericalError(RLHFError):
     """A loss or gradient stopped being finite."""
 
     exit_code = 1
+
+
+class OutOfMemory(RLHFError):
+    """A batch does not fit into the memory of a device or of the machine.
+
+    Args:
+        where: the component that was at work.
+        phase: what it did, such as "update". batch: what with, such as "8 samples x 96 tokens".
+        room: how much was asked for and how much there is, where known.
+        advice: what to change, the best first; None and what comes after two of them is left out.
+        kept: what a run can go on from, if anything.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self, where: str, phase: str, batch: str, room: str = "", advice: Iterable[str | None] = (), kept: str = ""
+    ) -> None:
+        super().__init__(where, f"out of memory in the {phase} of {batch}{f' ({room})' if room else ''}")
+        self.phase, self.batch, self.kept = phase, batch, kept
+        self.advice: tuple[str, ...] = ()
+        self.advise(advice)
+
+    def advise(self, advice: Iterable[str | None]) -> None:
+        """Fill up what to change to two settings."""
+        for setting in advice if len(self.advice) < 2 else ():
+            if setting is not None and setting not in self.advice:
+                self.advice = (*self.advice, setting)[:2]
+        self.fix = "; ".join(filter(None, (", then ".join(self.advice), self.kept)))

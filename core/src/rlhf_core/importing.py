@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 
 import pluggy
 
-from .errors import PluginError
+from .errors import ConfigError, PluginError
 
 REFERENCE = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 
@@ -48,6 +49,38 @@ def is_loose(entry: str) -> bool:
         return Path(entry).samefile(".") and Path.cwd().name not in ("site-packages", "dist-packages")
     except OSError:  # a zip file that is not there, or a working directory that was removed
         return not entry
+
+
+def bitsandbytes(where: str) -> Any:
+    """The library bitsandbytes, imported without what it logs on the way (kernels that it would like to download).
+
+    Raises:
+        ConfigError: it is not installed, or does not work here.
+    """
+    needed = "the library bitsandbytes, for 4-bit weights and 8-bit or paged moments"
+    upgrade = "pip install -U bitsandbytes, or leave out what asks for it"
+    logger = logging.getLogger("bitsandbytes")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        library = importlib.import_module("bitsandbytes")
+        native = importlib.import_module("bitsandbytes.cextension").lib
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "bitsandbytes"
+        if missing:
+            raise ConfigError(
+                where, "bitsandbytes is not installed", needed, "pip install rlhf-plugin-qlora"
+            ) from error
+        raise ConfigError(where, f"bitsandbytes cannot be used here: {first_line(error)}", needed, upgrade) from error
+    finally:
+        logger.setLevel(before)
+    if "error" in type(native).__name__.lower() and importlib.import_module("torch").cuda.is_available():
+        # it imports without its library, and fails at the first use; on a CPU it can do without
+        reason = str(getattr(native, "error_msg", "its native library is missing")).strip().splitlines()[0]
+        raise ConfigError(where, f"bitsandbytes cannot be used here: {reason}", needed, upgrade)
+    return library
 
 
 @contextmanager

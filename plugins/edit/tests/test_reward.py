@@ -272,6 +272,6 @@ def test_a_tokenizer_that_does_not_know_places(tmp_path: Path) -> None:
 def test_weights_of_another_model_are_an_error_in_words() -> None:
     other = make_reward(fresh={**fresh(), "sizes": {**LLAMA, "num_hidden_layers": 1}})
     with pytest.raises(
-        ConfigError, match=r"reward 'mine' checkpoint: \d+ complaints: .*; expected weights of the same mod"
+        ConfigError, match=r"reward 'mine' checkpoint: \d+ weights are missing.*; expected weights of the same mod"
     ):
         make_reward().load_state_dict(other.state_dict())

@@ -277,7 +277,7 @@ def test_a_saved_reward_scores_bit_for_bit_the_same_and_without_pickle(
 
 def test_the_weights_of_another_model_are_an_error_in_words() -> None:
     with pytest.raises(
-        ConfigError, match=r"reward 'mine' checkpoint: \d+ complaints: .*; expected weights of the same mod"
+        ConfigError, match=r"reward 'mine' checkpoint: \d+ weights are missing.*; expected weights of the same mod"
     ):
         make_reward().load_state_dict(make_reward(fresh=fresh("bert")).state_dict())
 

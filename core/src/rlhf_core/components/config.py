@@ -20,7 +20,7 @@ from ..interfaces import (
 
 
 class PromptsConfig(SourceConfig):
-    """Rows with a `prompt` column: text or chat messages."""
+    """Rows with a `prompt` (text or chat messages) or `messages`, and if need be the `system` message of each."""
 
 
 class FeedbackPromptsConfig(Config):

@@ -12,9 +12,10 @@ from .config import FeedbackPromptsConfig, PromptsConfig
 
 
 class Prompts(PromptSource[PromptsConfig]):
-    """A `prompt` column, and all further columns as fields; read when it is built.
+    """A `prompt` column, or else `messages`, and all further columns as fields; read when it is built.
 
-    `skipped` counts bad rows where the config says to skip them.
+    A column `system` is the first message of a chat. A reply at the end of `messages` is left out. `skipped` counts bad
+    rows where the config says to skip them.
     """
 
     def __init__(self, config: PromptsConfig, context: Context) -> None:
@@ -42,7 +43,11 @@ class Prompts(PromptSource[PromptsConfig]):
             )
 
     def _prompt(self, row: Row) -> Prompt:
-        return row.prompt(row.take("prompt"), ["prompt"], self.config.fields)
+        if row.data.get("prompt") is not None or row.data.get("messages") is None:
+            return row.prompt(row.take("prompt"), ["prompt"], self.config.fields)
+        messages = row.take_list("messages")
+        replied = bool(messages) and isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant"
+        return row.prompt(messages[:-1] if replied else messages, ["prompt", "messages"], self.config.fields)
 
     def _bad(self, error: DataError) -> None:
         self.skipped += 1

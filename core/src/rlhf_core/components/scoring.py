@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from ..errors import RewardError
 from ..interfaces import RewardModel
+from ..memory import lower, within_memory
 from ..records import Sample, Scores
 
 
@@ -18,9 +20,11 @@ def checked_scores(model: RewardModel[Any], samples: Sequence[Sample]) -> Scores
 
     Raises:
         RewardError: not one score per sample, a score that is not finite, or a span outside its response.
+        OutOfMemory: there is no room to compute them.
     """
     where = model.context.where
-    scores = model.score(samples)
+    with within_memory(model.context, "scoring by the reward", partial(_sized, samples), _smaller(model)):
+        scores = model.score(samples)
     if scores.values.shape != (len(samples),):
         shape = tuple(scores.values.shape)
         raise RewardError(
@@ -49,6 +53,18 @@ def checked_scores(model: RewardModel[Any], samples: Sequence[Sample]) -> Scores
                     f"a range inside its {len(samples[i].response)} characters",
                 )
     return scores
+
+
+def _sized(samples: Sequence[Sample]) -> str:
+    prompts, responses = (max(map(len, texts), default=0) for texts in
+                          ([s.prompt.render() for s in samples], [s.response for s in samples]))  # fmt: skip
+    return f"{len(samples)} samples x (up to {prompts} prompt + {responses} response characters)"
+
+
+def _smaller(model: RewardModel[Any]) -> Iterator[str | None]:
+    """What a reward that is a network has to lower."""
+    for name in ("micro_batch_tokens", "max_tokens"):
+        yield lower(name, getattr(model.config, name, None), model.context.where)
 
 
 def show(sample: Sample) -> str:

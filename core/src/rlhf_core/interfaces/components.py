@@ -207,11 +207,13 @@ class Outputs:
 class Policy(Component[C]):
     """A language model that acts and can be improved."""
 
-    critic: Literal["none", "shared", "separate"] = "none"
-    """Where values come from: the policy's own trunk, or one of their own."""
+    critic: Literal["none", "shared", "adapter", "separate"] = "none"
+    """Where values come from: the policy's own trunk, an adapter of their own on its base, or a trunk of their own."""
     steering: float = 0.0
     """Where it is not 0 the policy acts and is evaluated as softmax(logits + steering * min over `heads` of Q(s, .));
     the reference is never steered. Part of the policy's state."""
+    auto_head: str = "CausalLM"
+    """What exported weights are loaded with: transformers' AutoModelFor..., peft's AutoPeftModelFor..."""
 
     @property
     def heads(self) -> Sequence[nn.Module]:
@@ -281,8 +283,14 @@ class Policy(Component[C]):
         """The task of imitating demonstrations: the language-model loss on response tokens, weighted as they say."""
 
     @abstractmethod
-    def export(self, directory: Path) -> None:
-        """Write a plain Hugging Face model folder that needs nothing of ours to be loaded."""
+    def export(self, directory: Path, *, adapters: bool = False) -> None:
+        """Write a plain Hugging Face model folder that needs nothing of ours to be loaded: the whole model, or only its
+        adapters in peft's format."""
+
+    @property
+    def exported_from(self) -> str | None:
+        """What exported weights were made from if not from weights as precise as they are; None: nothing was lost."""
+        return None
 
     @property
     def parameter_count(self) -> int:

@@ -175,6 +175,11 @@ class OptimizerSettings(Config):
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay")
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's moment coefficients")
     adam_eps: float = Field(default=1e-8, gt=0, description="AdamW's epsilon")
+    adamw: Literal["full", "8bit", "paged", "paged-8bit"] = Field(
+        default="full",
+        description="how AdamW keeps its moments: full; 8bit: in a quarter of the memory, those of tensors below 4096 "
+        "numbers in 32 bit; paged: in main memory while a GPU has no room; or both",
+    )
     max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are clipped to this global norm")
 
 

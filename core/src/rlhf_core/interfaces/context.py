@@ -38,6 +38,8 @@ class Context:
         directory: the run directory, or None outside a run.
         accelerator: of the run, or None for one process in full precision.
         resolve: (kind, id) -> component, behind `component`.
+        policy: id of the pipeline's policy, or None outside a pipeline.
+        bases: what `base` has loaded.
     """
 
     kind: str = "component"
@@ -49,6 +51,8 @@ class Context:
     accelerator: Accelerator | None = None
     resolve: Callable[[str, str], Component[Any]] = _no_resolver
     functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    policy: str | None = None
+    bases: dict[str, Any] = field(default_factory=dict)
     warn: Callable[[str], None] = warnings.warn
 
     @property
@@ -63,6 +67,12 @@ class Context:
     def component(self, kind: str, id: str) -> Any:
         """The component that a `Ref` names; one object per run, whoever asks."""
         return self.resolve(kind, id)
+
+    def base(self, key: str, load: Callable[[], Any]) -> Any:
+        """The frozen base model of the run that `key` describes, loaded by whoever asks first, shared by all others."""
+        if key not in self.bases:
+            self.bases[key] = load()
+        return self.bases[key]
 
     def stream(self, *names: str | int) -> int:
         """A seed for a random stream of this component; the same names give the same stream in every run."""

@@ -98,12 +98,30 @@ class Row:
         return about
 
     def prompt(self, value: Any, used: Iterable[str], fields: tuple[str, ...] | None) -> Prompt:
-        """A prompt from `value` (text or messages) with the columns `fields` (None: all but `used`) beside it."""
+        """A prompt from `value` (text or messages) with the columns `fields` (None: all but `used`) beside it.
+
+        Where the row has a column `system`, the prompt is a chat that begins with that text as its system message.
+
+        Raises:
+            DataError: `system` is not text, or stands in the messages as well.
+        """
         if fields is None:
-            kept = {name: v for name, v in self.data.items() if name not in set(used)}
+            kept = {name: v for name, v in self.data.items() if name not in {"system", *used}}
         else:
             kept = {name: self.take(name) for name in fields}
-        return Prompt(text=value, fields=kept)
+        return Prompt(text=self._with_system(value) if "system" in self.data else value, fields=kept)
+
+    def _with_system(self, value: Any) -> Any:
+        """Text or messages with the system message of the row; text is the user's, also where that cell is empty."""
+        system = self.data["system"]
+        if not isinstance(system, str) and system is not None:
+            raise self.bad(f"system is {described(system)}", "text")
+        chat = [{"role": "user", "content": value}] if isinstance(value, str) and value else value
+        if not (system or "").strip() or not chat or not isinstance(chat, list):
+            return chat
+        if any(isinstance(message, dict) and message.get("role") == "system" for message in chat):
+            raise self.bad("a system message in the prompt and another in the column `system`", "one of them")
+        return [{"role": "system", "content": system}, *chat]
 
 
 def read_rows(config: SourceConfig, where: str, bad: Bad = None) -> Iterator[Row]:

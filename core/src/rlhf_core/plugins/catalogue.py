@@ -41,6 +41,7 @@ FIRST_PARTY = {
     "rlhf-plugin-es": {"optimizer": ["es"]},
     "rlhf-plugin-ilql": {"optimizer": ["ilql"]},
     "rlhf-plugin-trl": {"stage": ["trl"]},
+    "rlhf-plugin-qlora": {"policy": ["qlora"]},
 }  # fmt: skip
 KNOWN = {(kind, name): dist for dist, kinds in FIRST_PARTY.items() for kind, names in kinds.items() for name in names}
 """(kind, name) -> the distribution to install for it."""

@@ -12,8 +12,12 @@ from torch import Tensor
 from ..functional import token_logprobs, weighted_likelihood_loss
 from ..interfaces import Context, LossSum, StepStats, SupervisedTask
 from ..records import Demonstration
+from ..training.batching import by_tokens
 from .network import PolicyNetwork
 from .text import Codec, at_last_character, pad_left, pad_right
+
+EVALUATION_TOKENS = 8192
+"""Most tokens in a forward pass over held-out examples."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,10 @@ class Imitation(SupervisedTask):
     def evaluate(self, examples: Sequence[Tokens]) -> StepStats:
         """``loss`` in nats per token and ``perplexity``, of what is to be imitated."""
         total, tokens = 0.0, 0
-        for start in range(0, len(examples), 64):
-            logprobs, mask = self._logprobs(examples[start : start + 64])
-            for row, example in enumerate(examples[start : start + 64]):
+        for rows in by_tokens([self.size(example) for example in examples], EVALUATION_TOKENS):
+            part = [examples[row] for row in rows]
+            logprobs, mask = self._logprobs(part)
+            for row, example in enumerate(part):
                 mask[row, [t for t, factor in enumerate(example.factors or []) if factor <= 0]] = False
             total -= float(logprobs[mask].sum())
             tokens += int(mask.sum())

@@ -16,11 +16,12 @@ from ..interfaces import Context
 from ..records import Comparison, Demonstration, Edit, Feedback
 
 if TYPE_CHECKING:
-    from .config import CausalLMConfig, FreshModel, FreshTokenizer
+    from .config import FreshModel, FreshTokenizer, LMConfig, Quantization
 
 # Tokenizers parallelise with threads that a later fork must not inherit; we never need their speed.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 logging.getLogger("transformers").setLevel(logging.ERROR)
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; it tells of kernels it could download
 transformers_logging.disable_progress_bar()  # it would draw over our own
 
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
@@ -76,12 +77,18 @@ def fresh_model_config(config: FreshModel, tokenizer: Any, context: Context, **f
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": None,
     }
-    with _fitting(config, context):
+    with fitting(config, context):
+        usual = AutoConfig.for_model(config.architecture)
+        if usual.is_encoder_decoder:  # BART's decoder starts from an end of text, T5's from padding
+            ends = getattr(usual, "decoder_start_token_id", None) == usual.eos_token_id
+            ids["decoder_start_token_id"] = tokenizer.eos_token_id if ends else tokenizer.pad_token_id
+            if hasattr(usual, "forced_eos_token_id"):
+                ids["forced_eos_token_id"] = None  # by default an id of another vocabulary
         return AutoConfig.for_model(config.architecture, **ids, **config.sizes, **fixed)
 
 
 @contextmanager
-def _fitting(config: FreshModel, context: Context) -> Iterator[None]:
+def fitting(config: FreshModel, context: Context) -> Iterator[None]:
     """Tell what goes wrong in making a fresh model as a fault of its sizes."""
     try:
         yield
@@ -93,43 +100,37 @@ def _fitting(config: FreshModel, context: Context) -> Iterator[None]:
         ) from error
 
 
-def fresh_causal_lm(config: FreshModel, context: Context) -> tuple[Any, Any]:
-    """A model with seeded random weights, and its tokenizer."""
+def fresh_lm(auto_class: Any, config: FreshModel, context: Context, **fixed: Any) -> tuple[Any, Any]:
+    """A model with seeded random weights, of a transformers auto class, and its tokenizer."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     tokenizer = fresh_tokenizer(config.tokenizer, context)
-    model_config = fresh_model_config(config, tokenizer, context)
+    model_config = fresh_model_config(config, tokenizer, context, **fixed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.stream("init"))
-        with _fitting(config, context):
-            model = AutoModelForCausalLM.from_config(model_config)
+        with fitting(config, context):
+            model = auto_class.from_config(model_config)
     tokenizer.model_max_length = context_length(model) or int(1e30)
     return model.to(context.torch_dtype), tokenizer
 
 
-def load_causal_lm(config: CausalLMConfig, context: Context) -> tuple[Any, Any]:
-    """The model and tokenizer that `config` asks for, on the context's device.
+def load_lm(auto_class: Any, config: LMConfig, context: Context, **fixed: Any) -> tuple[Any, Any]:
+    """The language model and tokenizer that `config` asks for, on the context's device, in 4 bits if it says so.
+
+    Args:
+        fixed: entries of the transformers config that a fresh model has besides its sizes.
 
     Raises:
-        ConfigError: there is no such model, or no tokenizer with it.
+        ConfigError: there is no such model, no tokenizer with it, one that does not fit, or 4 bits cannot be had here.
     """
     if config.fresh is not None:
-        model, tokenizer = fresh_causal_lm(config.fresh, context)
+        model, tokenizer = fresh_lm(auto_class, config.fresh, context, **fixed)
+        if config.quantization is not None:
+            from .quantization import quantize
+
+            model = quantize(model, config.quantization, context)
     else:
-        from transformers import AutoModelForCausalLM
-
-        model, tokenizer = load_pair(AutoModelForCausalLM, config, context)
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-
-    kind = model.config.model_type
-    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(model.config, "is_decoder", False):
-        raise ConfigError(
-            context.where,
-            f"{kind!r} is an encoder: its tokens see what comes after them",
-            "a decoder-only model, such as llama, qwen3 or gpt2",
-            "take another model; for a reward model encoders are fine",
-        )
+        model, tokenizer = load_pair(auto_class, config, context)
     complete_tokenizer(tokenizer, context)
     size = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > size:
@@ -140,6 +141,80 @@ def load_causal_lm(config: CausalLMConfig, context: Context) -> tuple[Any, Any]:
             "use the model's own tokenizer",
         )
     return model.to(context.device), tokenizer
+
+
+def load_causal_lm(config: LMConfig, context: Context) -> tuple[Any, Any]:
+    """`load_lm` for decoder-only models.
+
+    Raises:
+        ConfigError: as `load_lm`, and where the model is an encoder or an encoder-decoder.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    found = shape_of(config, context)
+    if found.is_encoder_decoder:
+        raise ConfigError(
+            context.where,
+            f"{found.model_type!r} is an encoder-decoder",
+            "a decoder-only model, such as llama, qwen3 or gpt2",
+            "`use: seq2seq-lm` for this model",
+        )
+    model, tokenizer = load_lm(AutoModelForCausalLM, config, context)
+    kind = model.config.model_type
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(model.config, "is_decoder", False):
+        raise ConfigError(
+            context.where,
+            f"{kind!r} is an encoder: its tokens see what comes after them",
+            "a decoder-only model, such as llama, qwen3 or gpt2",
+            "take another model; for a reward model encoders are fine",
+        )
+    return model, tokenizer
+
+
+def load_seq2seq_lm(config: LMConfig, context: Context) -> tuple[Any, Any]:
+    """`load_lm` for encoder-decoder models, whose config says what the decoder starts from.
+
+    Raises:
+        ConfigError: as `load_lm`, and where the model is no encoder-decoder or does not say what it starts from.
+    """
+    from transformers import AutoModelForSeq2SeqLM
+
+    found = shape_of(config, context)
+    if not found.is_encoder_decoder:
+        raise ConfigError(
+            context.where,
+            f"{found.model_type!r} is no encoder-decoder",
+            "a model such as t5 or bart",
+            "`use: causal-lm` for decoder-only models",
+        )
+    model, tokenizer = load_lm(AutoModelForSeq2SeqLM, config, context)
+    start = getattr(model.config, "decoder_start_token_id", None)
+    start = model.generation_config.decoder_start_token_id if start is None else start
+    if not isinstance(start, int):
+        raise ConfigError(
+            context.where,
+            f"decoder_start_token_id is {start!r}",
+            "the token that the decoder starts from",
+            "set decoder_start_token_id in the model's config.json",
+        )
+    model.config.decoder_start_token_id = start
+    return model, tokenizer
+
+
+def shape_of(config: LMConfig, context: Context) -> Any:
+    """The transformers config of the model that `config` asks for; of a fresh one as it usually is.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    from transformers import AutoConfig
+
+    if config.fresh is not None:
+        with fitting(config.fresh, context):
+            return AutoConfig.for_model(config.fresh.architecture)
+    options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    return load_pretrained(AutoConfig, config.model, context, **options)
 
 
 class Origin(Protocol):
@@ -154,14 +229,23 @@ class Origin(Protocol):
     @property
     def trust_remote_code(self) -> bool: ...
 
+    @property
+    def quantization(self) -> Quantization | None: ...
+
 
 def load_pair(auto_class: Any, config: Origin, context: Context) -> tuple[Any, Any]:
     """The model that `config` names, by a transformers auto class, and its tokenizer. Raises as `load_pretrained`."""
     from transformers import AutoTokenizer
 
     options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    model = load_pretrained(auto_class, config.model, context, dtype=context.torch_dtype, **options)
-    return model, load_pretrained(AutoTokenizer, config.model, context, **options)
+    tokenizer = load_pretrained(AutoTokenizer, config.model, context, **options)
+    if config.quantization is None:
+        return load_pretrained(auto_class, config.model, context, dtype=context.torch_dtype, **options), tokenizer
+    from .quantization import loading_options, settled
+
+    reading = loading_options(config.quantization, context)
+    model = load_pretrained(auto_class, config.model, context, **reading, **options)
+    return settled(model, reading["dtype"], context), tokenizer
 
 
 def complete_tokenizer(tokenizer: Any, context: Context) -> None:
@@ -189,18 +273,21 @@ def load_pretrained(auto_class: Any, name: str | None, context: Context, **optio
     Raises:
         ConfigError: nothing can be loaded from `name`.
     """
-    if "Tokenizer" not in auto_class.__name__:
+    if "Model" in auto_class.__name__:
         options["use_safetensors"] = True  # a pickled checkpoint can run code
     try:
         return auto_class.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         kind = "folder" if name and Path(name).exists() else "hub id (no folder is there)"
+        fix = "check the path, relative to the registry file, or the network"
+        if "tiktoken" in reason or "sentencepiece" in reason:  # what it takes to read a tokenizer.model
+            fix = "pip install sentencepiece protobuf"
         raise ConfigError(
             context.where,
             f"cannot load {kind} {name!r}: {reason}",
             "a folder or hub id with config.json, safetensors weights and a tokenizer",
-            "check the path, relative to the registry file, or the network",
+            fix,
         ) from error
 
 

@@ -1,41 +1,67 @@
-"""The network of a causal language model policy: trunk, language-model head, values from one trunk or two, and
-action-value heads."""
+"""The network of a policy: trunk, language-model head, a critic on one of three trunks, and action-value heads."""
 
 from __future__ import annotations
 
 import copy
 import inspect
+from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .base import Base, Speaker, checkpoint_layers
 
-class PolicyNetwork(nn.Module):
-    """`lm` with an optional value head.
 
-    With ``critic="shared"`` the head reads the hidden states that `lm`'s own head reads, so that values cost one matrix
-    product; with "separate" it has a trunk of its own, a copy of the policy's at the time it is made.
+class PolicyNetwork(Speaker):
+    """A language model with an optional value head; a subclass says what it reads and how it decodes.
+
+    With ``critic="shared"`` the head reads the hidden states that the language-model head reads, so that values cost
+    one matrix product; with "adapter" those of the same base under the critic's adapter; with "separate" those of a
+    trunk of its own, a copy of the policy's at the time it is made.
+
+    Args:
+        model: a transformers language model. base: the one that `model` is, if its layers carry adapters.
+        role: the name of the policy's adapter in `base`.
+        checkpointing: whether trunks made here keep only their layers' inputs for the backward pass.
     """
 
-    def __init__(self, lm: nn.Module, critic: str) -> None:
-        super().__init__()
-        self.lm = lm
-        self.critic = critic
+    def __init__(
+        self,
+        model: Any,
+        critic: str,
+        base: Base | None = None,
+        role: str = "",
+        *,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__(base)
+        self.lm: nn.Module = model if base is None else base.lm
+        self.critic, self.role, self.critic_role = critic, role, ""
+        self.checkpointing = checkpointing
         self.value_head: nn.Linear | None = None
         self.value_trunk: nn.Module | None = None
         self.action_values = nn.ModuleList()
         self.steering = 0.0
-        accepted = inspect.signature(self._inner().forward).parameters
-        self._keeps = "logits_to_keep" in accepted
-        self._positions = "position_ids" in accepted
+        self._accepts = set(inspect.signature(self.model.forward).parameters)
 
-    def _inner(self) -> Any:
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return self.role, self.critic_role
+
+    @property
+    def model(self) -> Any:
         """The transformers model, inside peft's wrapper if there is one."""
         lm: Any = self.lm
         return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
+
+    @cached_property
+    def trunk(self) -> Any:
+        """The transformers model without its heads."""
+        return headless(self.model)
 
     def add_value_head(self) -> None:
         """Make the value head (and trunk), all zeros: before it has learnt, V = 0 everywhere."""
@@ -48,11 +74,11 @@ class PolicyNetwork(nn.Module):
     def add_action_values(self, count: int) -> None:
         """Make action-value heads until there are `count`, all zeros: before they have learnt, Q = 0 everywhere."""
         while len(self.action_values) < count:
-            self.action_values.append(self._head(self._inner().get_output_embeddings().weight.shape[0]))
+            self.action_values.append(self._head(self.model.get_output_embeddings().weight.shape[0]))
 
     def _head(self, outputs: int) -> nn.Linear:
         """A linear map from hidden states to `outputs` numbers, all zeros."""
-        model = self._inner()
+        model = self.model
         weight = model.get_input_embeddings().weight
         # float32 even over a bf16 trunk: values are regression targets, not probabilities
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
@@ -71,30 +97,66 @@ class PolicyNetwork(nn.Module):
         return logits + self.steering * values.amin(0).to(logits)
 
     def trunk_copy(self) -> nn.Module:
-        """A trainable copy of the trunk as it is now, without heads and with adapters merged."""
-        merged: Any = copy.deepcopy(self.lm)
-        merged = merged.merge_and_unload() if hasattr(merged, "merge_and_unload") else merged
-        trunk: nn.Module = merged.base_model
-        return trunk.requires_grad_(True)
+        """A trainable copy of the trunk as it is now, without heads and with the policy's adapter merged."""
+        if self.base is None:
+            trunk: Any = copy.deepcopy(self.trunk)
+        else:
+            weights = self.base.merged(self.role)
+            whole = self.plain("cpu")
+            whole.to(next(t for t in weights.values() if t.is_floating_point()))
+            whole.load_state_dict(weights)
+            trunk = headless(whole)
+            if self.checkpointing:
+                checkpoint_layers(trunk, None)
+        return trunk.requires_grad_(True)  # type: ignore[no-any-return]
+
+    def plain(self, device: str) -> Any:
+        """A transformers model of the same shape with neither adapters nor 4-bit weights, its weights still to be set;
+        on "meta" they take no memory."""
+        config = copy.deepcopy(self.model.config)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            plain = type(self.model)(config).to(self.model.get_input_embeddings().weight.dtype)
+        plain.generation_config = copy.deepcopy(self.model.generation_config)
+        return plain.eval()
+
+    def policy_weights(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters of the language model itself, without those of the critic."""
+        if self.base is not None:
+            return self.base.weights(self.role)
+        return {name: p for name, p in self.lm.named_parameters() if p.requires_grad}
 
     def value_parameters(self) -> list[nn.Parameter]:
         """Parameters that only values depend on."""
         parts = [part for part in (self.value_head, self.value_trunk, self.action_values) if part is not None]
-        return [p for part in parts for p in part.parameters() if p.requires_grad]
+        own = [p for part in parts for p in part.parameters() if p.requires_grad]
+        if self.base is not None and self.critic == "adapter":
+            own.extend(self.base.weights(self.critic_role).values())
+        return own
 
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """All trainable parameters by names that do not depend on what else shares the base."""
+        names = {id(p): f"lm.{name}" for name, p in self.policy_weights().items()}
+        if self.base is not None and self.critic == "adapter":
+            names.update({id(p): f"critic.{name}" for name, p in self.base.weights(self.critic_role).items()})
+        return {names.get(id(p), name): p for name, p in self.named_parameters() if p.requires_grad}
+
+    @abstractmethod
     def step(self, ids: Tensor, attention: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
         """One step of decoding: logits (B, V) float32 after the last of `ids`, and the cache.
 
         Args:
-            ids: (B, N) new tokens. attention: (B, S) over all tokens so far. cache: of the tokens before `ids`.
+            ids: (B, N) new tokens: first the prompt, then one by one. attention: (B, S) over all tokens so far.
+            cache: of the tokens before `ids`; None at first.
         """
-        positions = _positions(attention)[:, -ids.shape[1] :]
-        with self._hidden_states() as caught:
-            output = self._call(ids, attention, positions, keep=1, past_key_values=cache, use_cache=True)
-        logits = output.logits[:, -1].float()
-        if self.steering:
-            logits = self.steered(logits, caught[0][:, -1])
-        return logits, output.past_key_values
+
+    @abstractmethod
+    def inputs(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, attention: Tensor
+    ) -> dict[str, Tensor]:
+        """What the model reads, as arguments of its `forward`, such that the last T + 1 hidden states are those before
+        each response token and the one after the last. Shapes as in `response_states`."""
 
     def response_states(
         self,
@@ -117,40 +179,42 @@ class PolicyNetwork(nn.Module):
             where index t is V before token t (and index L, for a row of L tokens, V after its last); hidden (B, T + 1,
             D), what the heads read at the same places. Logits are formed for these positions only.
         """
-        ids = torch.cat([prompt_ids, response_ids], 1)
-        mask = torch.cat([prompt_mask, attention], 1)
         keep = response_ids.shape[1] + 1
-        with self._hidden_states() as caught:
-            logits = self._call(ids, mask, _positions(mask), keep=keep, use_cache=False).logits[:, -keep:]
+        inputs = self.inputs(prompt_ids, prompt_mask, response_ids, attention)
+        with self.speaking(self.role), self._hidden_states() as caught:
+            logits = self._call(inputs, keep=keep, use_cache=False).logits[:, -keep:]
         states = caught[0][:, -keep:]
         if steer and self.steering:
             logits = self.steered(logits, states)
-        if not values:
-            return logits, None, states
-        if self.value_head is None:
-            raise RuntimeError("values asked of a policy without a value head: call prepare() first")
-        if self.value_trunk is not None:
-            options = {"position_ids": _positions(mask)} if self._positions else {}
-            output = self.value_trunk(input_ids=ids, attention_mask=mask.long(), use_cache=False, **options)
-            hidden = output.last_hidden_state[:, -keep:]
-        else:
-            hidden = states
-        head = self.value_head
-        with torch.autocast(hidden.device.type, enabled=False):
-            return logits, head(hidden.to(head.weight.dtype))[..., 0], states
+        return logits, self._values(inputs, states) if values else None, states
 
-    def _call(self, ids: Tensor, mask: Tensor, positions: Tensor, *, keep: int, **options: Any) -> Any:
-        if self._keeps:
+    def _values(self, inputs: dict[str, Tensor], states: Tensor) -> Tensor:
+        """(B, T + 1) values; `states` (B, T + 1, D) are the policy's own."""
+        head = self.value_head
+        if head is None:
+            raise RuntimeError("values asked of a policy without a value head: call prepare() first")
+        trunk = self.trunk if self.critic == "adapter" else self.value_trunk
+        if trunk is not None:
+            known = inspect.signature(trunk.forward).parameters
+            with self.speaking(self.critic_role) if self.critic == "adapter" else nullcontext():
+                output = trunk(**{k: v for k, v in inputs.items() if k in known}, use_cache=False)
+            states = output.last_hidden_state[:, -states.shape[1] :]
+        with torch.autocast(states.device.type, enabled=False):
+            found: Tensor = head(states.to(head.weight.dtype))[..., 0]
+        return found
+
+    def _call(self, inputs: dict[str, Tensor], *, keep: int, **options: Any) -> Any:
+        """The language model's output, whose logits are formed for the last `keep` positions where it can do so."""
+        if "logits_to_keep" in self._accepts:
             options["logits_to_keep"] = keep
-        if self._positions:
-            options["position_ids"] = positions
-        return self.lm(input_ids=ids, attention_mask=mask.long(), **options)
+        known = {k: v for k, v in inputs.items() if k in self._accepts}
+        return self.lm(**known, **options)
 
     @contextmanager
     def _hidden_states(self) -> Iterator[list[Tensor]]:
         """Catch what the language-model head reads: the last hidden states of just the positions that are kept."""
         caught: list[Tensor] = []
-        head = self._inner().get_output_embeddings()
+        head = self.model.get_output_embeddings()
         handle = head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
         try:
             yield caught
@@ -158,6 +222,44 @@ class PolicyNetwork(nn.Module):
             handle.remove()
 
 
-def _positions(mask: Tensor) -> Tensor:
+class CausalNetwork(PolicyNetwork):
+    """A decoder-only model: it reads prompt and response as one text."""
+
+    def step(self, ids: Tensor, attention: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+        inputs = {"input_ids": ids, "attention_mask": attention.long(), "position_ids": positions(attention)}
+        inputs["position_ids"] = inputs["position_ids"][:, -ids.shape[1] :]
+        with self.speaking(self.role), self._hidden_states() as caught:
+            output = self._call(inputs, keep=1, past_key_values=cache, use_cache=True)
+        logits = output.logits[:, -1].float()
+        if self.steering:
+            logits = self.steered(logits, caught[0][:, -1])
+        return logits, output.past_key_values
+
+    def inputs(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, attention: Tensor
+    ) -> dict[str, Tensor]:
+        mask = torch.cat([prompt_mask, attention], 1)
+        return {
+            "input_ids": torch.cat([prompt_ids, response_ids], 1),
+            "attention_mask": mask.long(),
+            "position_ids": positions(mask),
+        }
+
+
+def headless(model: Any) -> Any:
+    """`model` without its heads: the same parameters, and hidden states for an output."""
+    if model.base_model is not model:
+        return model.base_model
+    from transformers import AutoModel
+
+    # T5 has encoder and decoder beside its head, not in a model below it
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        found = AutoModel.from_config(model.config)
+    for name, _ in list(found.named_children()):
+        setattr(found, name, getattr(model, name))
+    return found.eval()
+
+
+def positions(mask: Tensor) -> Tensor:
     """Positions that count real tokens only, so that left padding changes nothing (absolute embeddings notice)."""
     return (mask.long().cumsum(1) - 1).clamp(min=0)

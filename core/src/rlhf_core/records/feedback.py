@@ -27,6 +27,16 @@ class Message(Record):
     role: Literal["system", "user", "assistant", "tool"]
     content: str
 
+    @field_validator("content", mode="before")
+    @classmethod
+    def _is_text(cls, content: Any) -> Any:
+        if isinstance(content, list):
+            raise ValueError(
+                f"got a list of {len(content)} parts, expected text; join the texts of the parts "
+                "(images and sound are not read)"
+            )
+        return content
+
 
 class Prompt(Record):
     """What a response answers: text, or chat messages, with `fields` (references, answers) for rewards and metrics."""

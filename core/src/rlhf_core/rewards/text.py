@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError, DataError
+from ..errors import DataError
 from ..interfaces import Context, RewardModel, State, StepStats
+from ..policies.base import copy_into
 from ..policies.text import Codec, pad_right
 from ..records import Feedback, Prompt, Sample, Scores
 from ..training import by_tokens, fit_task
@@ -29,12 +30,13 @@ class TextReward(RewardModel[C]):
 
     def __init__(self, config: C, context: Context) -> None:
         super().__init__(config, context)
-        trunk, tokenizer = load_trunk(config, context)
-        self.network = self.make_network(trunk, trunk.config.get_text_config().hidden_size)
+        found = load_trunk(config, context)
+        self.network = self.make_network(found.model, found.model.config.get_text_config().hidden_size)
+        self.network.base, self.network.role = found.base, found.role
         self.network.to(context.device).eval()
-        self.max_tokens = longest_text(trunk, tokenizer, config.max_tokens)
-        self.codec = Codec(tokenizer, None, None, context.where)
-        self._openers = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
+        self.max_tokens = longest_text(found.model, found.tokenizer, config.max_tokens)
+        self.codec = Codec(found.tokenizer, None, None, context.where)
+        self._openers = {found.tokenizer.bos_token_id, found.tokenizer.cls_token_id} - {None}
 
     def make_network(self, trunk: nn.Module, hidden_size: int) -> TextNetwork:
         """The network over `trunk`, whose last hidden states are of size `hidden_size`."""
@@ -120,16 +122,7 @@ class TextReward(RewardModel[C]):
         return fit_task(task, self.config, self.context)
 
     def state_dict(self) -> State:
-        return {"weights": dict(self.network.state_dict())}
+        return {"weights": self.network.own()}
 
     def load_state_dict(self, state: State) -> None:
-        try:
-            self.network.load_state_dict(state["weights"])
-        except RuntimeError as error:
-            wrong = [line.strip() for line in str(error).splitlines()[1:]]
-            raise ConfigError(
-                f"{self.context.where} checkpoint",
-                f"{len(wrong)} complaints: {wrong[0][:160]}",
-                "weights of the same model",
-                "use the configuration that they were saved with",
-            ) from error
+        copy_into(self.network.own(), state["weights"], f"{self.context.where} checkpoint")

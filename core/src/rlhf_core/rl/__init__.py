@@ -14,6 +14,7 @@ from .config import OnPolicyConfig
 if TYPE_CHECKING:
     from .batching import joined, rollout_sizes
     from .failure import refusal
+    from .guards import within_update
     from .on_policy import Batch, OnPolicyOptimizer
 
 _MODULES = {
@@ -22,9 +23,18 @@ _MODULES = {
     "joined": "batching",
     "refusal": "failure",
     "rollout_sizes": "batching",
+    "within_update": "guards",
 }
 
-__all__ = ["Batch", "OnPolicyConfig", "OnPolicyOptimizer", "joined", "refusal", "rollout_sizes"]
+__all__ = [
+    "Batch",
+    "OnPolicyConfig",
+    "OnPolicyOptimizer",
+    "joined",
+    "refusal",
+    "rollout_sizes",
+    "within_update",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ..interfaces import Metric, Needs, Sampling
+from ..memory import lower, within_memory
 from ..records import Prompt, Rollout
+from .guards import part_of, shorten
 from .sampler import Sampler
 
 
@@ -58,5 +60,13 @@ def evaluate(
     else:
         rollout, _ = sampler.rollout(prompts, 1, sampling, needs, seed=seed)
     with torch.no_grad():
-        values = {name: metric.measure(rollout).float().cpu() for name, metric in metrics.items()}
+        values = {name: _measured(metric, rollout) for name, metric in metrics.items()}
     return Evaluation(values, rollout)
+
+
+def _measured(metric: Metric[Any], rollout: Rollout) -> Tensor:
+    """(B,) what `metric` says, in main memory."""
+    part = part_of(rollout)
+    advice = (lower("limit", part.rows, "the evaluation's prompts"), shorten(part.response))
+    with within_memory(metric.context, "evaluation", part, advice):
+        return metric.measure(rollout).float().cpu()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -22,6 +23,7 @@ from ..training import GradientSteps, Rate, Size, as_floats, by_tokens, share, s
 from .batching import rollout_sizes
 from .config import OnPolicyConfig
 from .failure import refusal
+from .guards import within_adamw, within_update
 
 C = TypeVar("C", bound=OnPolicyConfig)
 
@@ -165,26 +167,32 @@ class OnPolicyOptimizer(PolicyOptimizer[C]):
         for part in by_tokens(sizes, self.config.micro_batch_tokens, mine):
             batch = _part(rollout, prepared, part, tokens, float(len(rows)))
             cut = batch.rollout
-            new = self.policy.forward(cut, self.update_needs)
-            loss, stats = self.loss(batch, new)
-            if not bool(loss.isfinite()):
-                self.gradient.clear()
-                raise refusal(self.context, self.policy, cut, batch.prepared, f"loss {float(loss.detach())}", step)
-            loss.backward()  # type: ignore[no-untyped-call]
-            moved = kl_estimate(cut.logprobs, new.logprobs.detach(), kind="k3")  # KL(old || new), samples from old
-            shares = {"loss": loss.detach(), "approx_kl": batch.token_mean(moved), **stats}
-            for name, value in as_floats(shares).items():
-                sums[name] = sums.get(name, 0.0) + value
-        sums.update(self.backward_more(step))
+            with self._within_memory(cut):
+                new = self.policy.forward(cut, self.update_needs)
+                loss, stats = self.loss(batch, new)
+                if not bool(loss.isfinite()):
+                    self.gradient.clear()
+                    raise refusal(self.context, self.policy, cut, batch.prepared, f"loss {float(loss.detach())}", step)
+                loss.backward()  # type: ignore[no-untyped-call]
+                moved = kl_estimate(cut.logprobs, new.logprobs.detach(), kind="k3")  # KL(old || new), samples from old
+                shares = {"loss": loss.detach(), "approx_kl": batch.token_mean(moved), **stats}
+                for name, value in as_floats(shares).items():
+                    sums[name] = sums.get(name, 0.0) + value
+        with self._within_memory("what its loss adds to the samples"):
+            sums.update(self.backward_more(step))
         sums = summed(sums, self.context.accelerator)
         if self.config.target_kl is not None and sums["approx_kl"] > self.config.target_kl:
             self.gradient.clear()
             return sums, False
         try:
-            return {**sums, **self.gradient.step(frozen=self.frozen(step))}, True
+            with within_adamw(self.context, self.policy):
+                return {**sums, **self.gradient.step(frozen=self.frozen(step))}, True
         except NumericalError as error:
             batch = _part(rollout, prepared, rows, tokens, float(len(rows)))
             raise refusal(self.context, self.policy, batch.rollout, batch.prepared, error.got, step) from error
+
+    def _within_memory(self, part: Rollout | str) -> AbstractContextManager[None]:
+        return within_update(self.context, self.policy, self.config.micro_batch_tokens, part, self.gradient)
 
     def loss_of(self, rollout: Rollout, prepared: Mapping[str, Tensor], row: int) -> float:
         """The loss of the sample at `row` alone, under today's policy; nothing is learnt from it."""

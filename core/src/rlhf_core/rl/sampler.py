@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from ..interfaces import Context, Environment, Needs, OnlineReward, Outputs, Policy, Sampling, StepStats
+from ..memory import within_memory
 from ..records import Prompt, Rollout, Sample
 from ..training import by_tokens, share
 from .batching import gathered, rollout_sizes
+from .guards import within_generation, within_rewards, within_scoring
 from .rewards import RewardMix
 
 
@@ -49,15 +51,18 @@ class Sampler:
         mine = share(len(prompts), self.context.accelerator)
         repeated = [prompts[i] for i in mine for _ in range(samples_per_prompt)]
         ids = [i * samples_per_prompt + k for i in mine for k in range(samples_per_prompt)]
-        rollout = self.environment.rollout(self.policy, repeated, sampling, seed=seed, sample_ids=ids)
+        with within_generation(self.policy, prompts, samples_per_prompt, sampling, training=learn):
+            rollout = self.environment.rollout(self.policy, repeated, sampling, seed=seed, sample_ids=ids)
         groups = torch.tensor([i for i in mine for _ in range(samples_per_prompt)], device=rollout.mask.device)
         rollout = self.evaluated(rollout.replace(groups=groups), needs, rescore=self.rescore)
         stats: StepStats = {}
-        for name, model in self.mix.models.items():
-            if learn and isinstance(model, OnlineReward):
-                update = model.update(rollout, self.score_logprobs)
-                stats.update({f"reward/{name}/{key}": value for key, value in update.items()})
-        return gathered(self.mix.score(rollout), self.context.accelerator), stats
+        with within_rewards(self.context, rollout, len(prompts), samples_per_prompt, training=learn):
+            for name, model in self.mix.models.items():
+                if learn and isinstance(model, OnlineReward):
+                    update = model.update(rollout, self.score_logprobs)
+                    stats.update({f"reward/{name}/{key}": value for key, value in update.items()})
+            rollout = self.mix.score(rollout)
+        return gathered(rollout, self.context.accelerator), stats
 
     @torch.no_grad()
     def evaluated(self, rollout: Rollout, needs: Needs, *, rescore: bool) -> Rollout:
@@ -69,7 +74,7 @@ class Sampler:
             rollout = rollout.replace(**found, **({"logprobs": out.logprobs} if rescore else {}))
         if needs.reference:
             with self.policy.as_reference():
-                rollout = rollout.replace(reference_logprobs=self._forward(rollout, Needs()).logprobs)
+                rollout = rollout.replace(reference_logprobs=self._forward(rollout, Needs(), "reference").logprobs)
         if needs.token_ends:
             rollout = rollout.replace(token_ends=self._token_ends(rollout))
         return rollout
@@ -83,11 +88,13 @@ class Sampler:
             ends[row, : len(ids)] = ends.new_tensor(known).clamp(max=len(sample.response))  # a stop string is cut off
         return ends
 
-    def _forward(self, rollout: Rollout, needs: Needs) -> Outputs:
-        """`policy.forward` in parts of similar length, put back in place."""
+    def _forward(self, rollout: Rollout, needs: Needs, by: str = "policy") -> Outputs:
+        """`policy.forward` in parts of similar length, put back in place; `by`: who speaks, policy or reference."""
         whole: dict[str, Tensor] = {}
         for rows in by_tokens(rollout_sizes(rollout), self.forward_tokens):
-            part = self.policy.forward(rollout.select(rows), needs)
+            cut = rollout.select(rows)
+            with within_scoring(self.policy, by, cut, self.forward_tokens):
+                part = self.policy.forward(cut, needs)
             for name, value in vars(part).items():
                 if value is None:
                     continue
@@ -106,8 +113,10 @@ class Sampler:
         policies: list[Tensor] = []
         references: list[Tensor] = []
         for start in range(0, len(samples), 32):
-            rollout = self.policy.encode(samples[start : start + 32])
+            chunk = samples[start : start + 32]
+            with within_memory(self.policy.context, "scoring under the policy", f"{len(chunk)} texts"):
+                rollout = self.policy.encode(chunk)
             policies.append(rollout.logprobs.sum(1))
             with self.policy.as_reference():
-                references.append(self._forward(rollout, Needs()).logprobs.sum(1))
+                references.append(self._forward(rollout, Needs(), "reference").logprobs.sum(1))
         return torch.cat(policies), torch.cat(references)

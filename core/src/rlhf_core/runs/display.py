@@ -110,7 +110,8 @@ class Display:
         self.console.print(f"time in steps: {times}")
         for name, stage in summary["stages"].items():
             if "path" in stage:
-                self.console.print(f"{name}: {escape(stage['path'])}")
+                what = f" (weights {stage['weights']})" if "weights" in stage else ""
+                self.console.print(f"{name}: {escape(stage['path'] + what)}")
         if report is not None:
             self.console.print(f"report: [bold]{escape(str(report))}[/bold]")
 

@@ -72,6 +72,7 @@ class Runner:
             warn=self.warn,
             kind="pipeline",
             id=resolved.name,
+            policy=resolved.settings.policy,
             functions={name: load_function(f, resolved.root) for name, f in resolved.functions.items()},
         )
         self._components: dict[tuple[str, str], Component[Any]] = {}

@@ -107,6 +107,11 @@ class EvaluateConfig(StageConfig):
 
 
 class ExportConfig(StageConfig):
-    """Write the policy as a plain Hugging Face model folder, adapters merged, with a model card."""
+    """Write the policy as a plain Hugging Face model folder, with a model card."""
 
     path: RelativePath | None = Field(default=None, description="where; by default `export` in the run directory")
+    weights: Literal["merged", "adapters"] = Field(
+        default="merged",
+        description="the whole model, adapters merged into it and 4-bit weights made whole; or the adapters alone, in "
+        "peft's format, to be put on the base they were trained on",
+    )

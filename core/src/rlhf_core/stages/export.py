@@ -19,9 +19,7 @@ tags: [rlhf, rlhf-core]
 A language model trained with [rlhf-core](https://pypi.org/project/rlhf-core/): pipeline `{pipeline}`, seed {seed}.
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+{loading}
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```
 
@@ -32,10 +30,17 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 | rewards | {rewards} |
 | reference | {reference} |
 
-The weights are complete: adapters, if any, are merged. The value head, the optimizer's state and the reward models are
+{weights} The value head, the optimizer's state and the reward models are
 not here. Trained on the feedback named in the run's `registry.yaml`; it repeats what that feedback rewards, its errors
 included. Judge it on prompts of your own before anyone relies on it.
 {steering}"""
+WHOLE = """from transformers import AutoModelFor{head}, AutoTokenizer
+
+model = AutoModelFor{head}.from_pretrained("path/to/this/folder")"""
+ADAPTERS = """from peft import AutoPeftModelFor{head}
+from transformers import AutoTokenizer
+
+model = AutoPeftModelFor{head}.from_pretrained("path/to/this/folder")  # and the base that they were trained on"""
 STEERED = """
 Decoding was steered by action values ({steering:g} x Q). They are not in this folder: the figures of the run are those
 of the steered policy, and this model answers without it.
@@ -63,13 +68,16 @@ class Export(Stage[ExportConfig]):
 
     def step(self, index: int) -> StepStats:
         if self.run.accelerator.is_main_process:
-            self.run.policy.export(self.path)
+            self.run.policy.export(self.path, adapters=self.config.weights == "adapters")
             (self.path / "README.md").write_text(self._card(), encoding="utf-8")
         return {}
 
     def _card(self) -> str:
         run = self.run
+        adapters = self.config.weights == "adapters"
         return CARD.format(
+            loading=(ADAPTERS if adapters else WHOLE).format(head=run.policy.auto_head),
+            weights=f"The weights are {self._weights()}.",
             name=f"{run.pipeline} ({run.policy.context.id})",
             pipeline=run.pipeline,
             seed=run.seed,
@@ -80,5 +88,12 @@ class Export(Stage[ExportConfig]):
             reference="the policy as optimize found it" if "reference" in run.artefacts else "none",
         )
 
+    def _weights(self) -> str:
+        if self.config.weights == "adapters":
+            return "adapters alone: they go on the base that they were trained on"
+        source = self.run.policy.exported_from
+        merged = "complete: adapters, if any, are merged"
+        return f"{merged} into {source}, not into the original ones" if source else merged
+
     def finish(self) -> dict[str, Any]:
-        return {"path": str(self.path)}
+        return {"path": str(self.path), "weights": self._weights()}

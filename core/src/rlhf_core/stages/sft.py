@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..interfaces import Run, Stage, State, StepStats
+from ..memory import adapters, checkpointing, within_memory
 from ..records import Comparison, Demonstration, Edit
 from ..training import SupervisedLoop
 from .config import SFTConfig
@@ -25,7 +26,8 @@ class SFT(Stage[SFTConfig]):
                 "demonstrations, comparisons or edits",
                 "name a feedback source that has them",
             )
-        task = run.policy.demonstrations(records, held_out=self.config.held_out)
+        self.policy = run.policy
+        task = self.policy.demonstrations(records, held_out=self.config.held_out)
         self.loop = SupervisedLoop(task, self.config, self.context)
 
     def _records(self, run: Run) -> Iterator[Demonstration]:
@@ -42,13 +44,20 @@ class SFT(Stage[SFTConfig]):
         return self.loop.total
 
     def step(self, index: int) -> StepStats:
-        return {f"sft/{name}": value for name, value in self.loop.step(index).items()}
+        with within_memory(self.context, "supervised step", "the batch", self._advice()):
+            return {f"sft/{name}": value for name, value in self.loop.step(index).items()}
 
     def evaluate(self) -> StepStats:
-        return self.loop.evaluate()
+        with within_memory(self.context, "evaluation", "the held-out examples", self._advice()):
+            return self.loop.evaluate()
+
+    def _advice(self) -> Iterator[str | None]:
+        """The loop says what of its own to lower; the rest is the policy's."""
+        yield checkpointing(self.policy.config, self.policy.context.where)
+        yield adapters(self.policy.config, self.policy.context.where)
 
     def finish(self) -> dict[str, Any]:
-        return {"examples": len(self.loop.task.train), "held_out": self.loop.evaluate()}
+        return {"examples": len(self.loop.task.train), "held_out": self.evaluate()}
 
     def state_dict(self) -> State:
         return {"loop": self.loop.state_dict()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -11,6 +11,8 @@ from torch import nn
 
 from ..errors import NumericalError
 from ..interfaces import Context, LossSum, OptimizerSettings, Schedule, State, value_at
+from ..memory import within_memory
+from .adamw import make_adamw, moments, restore
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -23,8 +25,8 @@ Rate: TypeAlias = "tuple[Sequence[nn.Parameter], float | Schedule]"
 class GradientSteps:
     """AdamW over some parameters with the settings' schedule, and with rates of their own for `rates`.
 
-    Losses are normalised by counts of the whole optimizer step, so gradients of micro-batches and of processes are
-    summed, never averaged.
+    Its moments are kept as ``settings.adamw`` says; a checkpoint restores them bit for bit. Losses are normalised by
+    counts of the whole optimizer step, so gradients of micro-batches and of processes are summed, never averaged.
     """
 
     def __init__(
@@ -41,13 +43,8 @@ class GradientSteps:
         apart = {id(p) for group, _ in rates for p in group}
         rest = [p for p in self.parameters if id(p) not in apart]
         self._rates = [settings.learning_rate, *(rate for _, rate in rates)]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": group} for group in (rest, *(list(group) for group, _ in rates))],
-            lr=self.learning_rate,
-            betas=settings.betas,
-            eps=settings.adam_eps,
-            weight_decay=settings.weight_decay,
-        )
+        groups = (rest, *(group for group, _ in rates))
+        self.optimizer = make_adamw(groups, settings, self.learning_rate, context)
 
     @property
     def learning_rate(self) -> float:
@@ -59,6 +56,7 @@ class GradientSteps:
 
         Raises:
             NumericalError: the gradient is not finite; the weights are left as they were.
+            OutOfMemory: there is no room for the moments.
         """
         for parameter in frozen:
             parameter.grad = None
@@ -75,10 +73,20 @@ class GradientSteps:
         rate = self.learning_rate
         for group, option in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = value_at(option, self.taken, self.total)
-        self.optimizer.step()
+        with within_memory(self.context, "AdamW step", self._weights, self._smaller(), self.clear):
+            self.optimizer.step()
         self.clear()
         self.taken += 1
         return {"grad_norm": norm, "learning_rate": rate}
+
+    def _weights(self) -> str:
+        return f"{sum(p.numel() for p in self.parameters)} weights"
+
+    def _smaller(self) -> Iterator[str]:
+        """Advice for less room for the moments."""
+        smallest = "8bit" if self.parameters[0].device.type == "cpu" else "paged-8bit"
+        if self.settings.adamw not in (smallest, "paged-8bit"):
+            yield f"set `adamw: {smallest}` in {self.context.where} (now {self.settings.adamw})"
 
     def clear(self) -> None:
         """Forget the gradients."""
@@ -95,14 +103,11 @@ class GradientSteps:
                 parameter.grad = accelerator.reduce(grad, reduction="sum")
 
     def state_dict(self) -> State:
-        inner = self.optimizer.state_dict()["state"]
-        return {"taken": self.taken, "moments": {str(index): dict(state) for index, state in inner.items()}}
+        return {"taken": self.taken, **moments(self.optimizer)}
 
     def load_state_dict(self, state: State) -> None:
         self.taken = int(state["taken"])
-        whole = self.optimizer.state_dict()
-        whole["state"] = {int(index): moments for index, moments in state["moments"].items()}
-        self.optimizer.load_state_dict(whole)
+        restore(self.optimizer, state, self.context.where)
 
 
 def backward(losses: Iterable[LossSum], count: float) -> dict[str, float]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from ..errors import DataError, NumericalError
-from ..interfaces import Context, State, StepStats, SupervisedConfig, SupervisedTask
+from ..interfaces import Context, LossSum, State, StepStats, SupervisedConfig, SupervisedTask
+from ..memory import Part, adapters, checkpointing, lower, within_memory
 from ..randomness import derive_seed, permutation, seed_everything
 from .batching import by_tokens, share
 from .gradient import GradientSteps, backward, summed
@@ -35,12 +36,14 @@ class SupervisedLoop:
         parameters = [p for p in task.module.parameters() if p.requires_grad]
         self.gradient = GradientSteps(parameters, config, self.total, context)
         self._sizes = [task.size(example) for example in task.train]
+        self._at_work: list[int] = []
 
     def step(self, index: int) -> StepStats:
         """Optimizer step `index` of `total`.
 
         Raises:
             NumericalError: the loss is not finite; the weights are left as they were.
+            OutOfMemory: a part of the batch does not fit; the weights are left as they were.
         """
         task, config = self.task, self.config
         epoch, place = divmod(index, self.per_epoch)
@@ -51,12 +54,15 @@ class SupervisedLoop:
         parts = by_tokens(self._sizes, config.micro_batch_tokens, mine)
         task.module.train()
         try:
-            sums = backward((task.loss([task.train[row] for row in part]) for part in parts), count)
+            with within_memory(self.context, "supervised step", self._part, self._advice(), self.gradient.clear):
+                sums = backward(self._losses(parts), count)
         finally:
             task.module.eval()
         sums = summed(sums, self.context.accelerator)
         try:
-            return {**sums, **self.gradient.step(), "epoch": (index + 1) / self.per_epoch}
+            with within_memory(self.context, "AdamW step", "the weights", self._advice()):
+                taken = self.gradient.step()
+            return {**sums, **taken, "epoch": (index + 1) / self.per_epoch}
         except NumericalError as error:
             error.got += f", loss {sums.get('loss')}"
             raise
@@ -64,7 +70,31 @@ class SupervisedLoop:
     def evaluate(self) -> StepStats:
         """Metrics on held-out examples; nothing if none were kept out."""
         self.task.module.eval()
-        return self.task.evaluate(self.task.held_out) if self.task.held_out else {}
+        examples = self.task.held_out
+        if not examples:
+            return {}
+        self._at_work = []
+        what = f"{len(examples)} held-out examples"
+        with within_memory(self.context, "evaluation", what, self._advice()):
+            return self.task.evaluate(examples)
+
+    def _losses(self, parts: Iterable[list[int]]) -> Iterator[LossSum]:
+        for self._at_work in parts:
+            yield self.task.loss([self.task.train[row] for row in self._at_work])
+
+    def _part(self) -> Part:
+        """What is at work: so many examples, each padded to the longest."""
+        sizes = [self._sizes[row] for row in self._at_work]
+        widths = [max(width) for width in zip(*(s if isinstance(s, tuple) else (s,) for s in sizes), strict=True)]
+        return Part(len(sizes), sum(widths), what="examples")
+
+    def _advice(self) -> Iterator[str | None]:
+        """What to lower where memory is short. The loop knows a module and not whose it is."""
+        where, config = self.context.where, self.config
+        yield lower("micro_batch_tokens", config.micro_batch_tokens, where, self._part() if self._at_work else None)
+        yield lower("max_tokens", getattr(config, "max_tokens", None), where)
+        yield checkpointing(config, where)
+        yield adapters(config, where)
 
     def state_dict(self) -> State:
         return self.gradient.state_dict()

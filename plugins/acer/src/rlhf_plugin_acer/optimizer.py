@@ -30,7 +30,7 @@ from rlhf_core.functional import kl_estimate
 from rlhf_core.interfaces import Needs, Outputs, Policy, PolicyOptimizer, State, StepStats, TrainingData, Traits
 from rlhf_core.randomness import derive_seed
 from rlhf_core.records import Rollout
-from rlhf_core.rl import refusal, rollout_sizes
+from rlhf_core.rl import refusal, rollout_sizes, within_update
 from rlhf_core.training import GradientSteps, as_floats, by_tokens, share, summed
 from torch import Tensor, nn
 
@@ -98,13 +98,14 @@ class ACER(PolicyOptimizer[ACERConfig]):
         sums: dict[str, float] = {}
         for rows in by_tokens(sizes, self.config.micro_batch_tokens, mine):
             part = batch.select(rows)
-            loss, stats = self.loss(part, tokens)
-            if not bool(loss.isfinite()):
-                self.gradient.clear()
-                raise refusal(self.context, self.policy, part, {}, f"loss {float(loss.detach())}", step)
-            loss.backward()  # type: ignore[no-untyped-call]
-            for name, value in as_floats({"policy/loss": loss.detach(), **stats}).items():
-                sums[name] = sums.get(name, 0.0) + value
+            with within_update(self.context, self.policy, self.config.micro_batch_tokens, part, self.gradient):
+                loss, stats = self.loss(part, tokens)
+                if not bool(loss.isfinite()):
+                    self.gradient.clear()
+                    raise refusal(self.context, self.policy, part, {}, f"loss {float(loss.detach())}", step)
+                loss.backward()  # type: ignore[no-untyped-call]
+                for name, value in as_floats({"policy/loss": loss.detach(), **stats}).items():
+                    sums[name] = sums.get(name, 0.0) + value
         sums = summed(sums, self.context.accelerator)
         try:
             taken = self.gradient.step()

@@ -27,7 +27,7 @@ from rlhf_core.errors import ConfigError, NumericalError
 from rlhf_core.interfaces import Needs, Policy, PolicyOptimizer, State, StepStats, TrainingData, Traits
 from rlhf_core.randomness import derive_seed, permutation
 from rlhf_core.records import Rollout
-from rlhf_core.rl import joined, refusal, rollout_sizes
+from rlhf_core.rl import joined, refusal, rollout_sizes, within_update
 from rlhf_core.training import GradientSteps, as_floats, by_tokens, share, summed
 from torch import Tensor, nn
 
@@ -106,10 +106,13 @@ class ILQL(PolicyOptimizer[ILQLConfig]):
         for rows in by_tokens(rollout_sizes(rollout), config.micro_batch_tokens, mine):
             part = rollout.select(rows)
             width = part.mask.shape[1]
-            loss, stats = self._loss(part, rewards[rows, :width], weights[rows, :width])
-            loss.backward()  # type: ignore[no-untyped-call]
-            for name, value in as_floats(stats).items():
-                sums[name] = sums.get(name, 0.0) + value
+            with within_update(
+                self.context, self.policy, config.micro_batch_tokens, part, self.gradient, sampled=False
+            ):
+                loss, stats = self._loss(part, rewards[rows, :width], weights[rows, :width])
+                loss.backward()  # type: ignore[no-untyped-call]
+                for name, value in as_floats(stats).items():
+                    sums[name] = sums.get(name, 0.0) + value
         sums = summed(sums, self.context.accelerator)
         try:
             return {**sums, **{f"policy/{name}": value for name, value in self.gradient.step().items()}}

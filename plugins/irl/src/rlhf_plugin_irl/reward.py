@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.interfaces import Context, LossSum, OnlineReward, Schedule, State, StepStats, SupervisedTask
+from rlhf_core.memory import lower, within_memory
 from rlhf_core.randomness import seed_everything
 from rlhf_core.records import Demonstration, Feedback, Rollout, Sample, Scores
 from rlhf_core.rewards.text import TextReward
@@ -193,12 +194,20 @@ class IRLReward(TextReward[IRLRewardConfig], OnlineReward[IRLRewardConfig]):
         seed_everything(stream)  # dropout repeats
         self.network.train()
         try:
-            sums = backward(map(loss, parts), count)
+            what = f"{len(mine)} pairs of texts"
+            with within_memory(self.context, "update", what, self._smaller(), lambda: self._steps().clear()):
+                sums = backward(map(loss, parts), count)
         finally:
             self.network.eval()
         stats = {**summed(sums, self.context.accelerator), "grad_norm": self._steps().step()["grad_norm"]}
         self.updates += 1
         return stats
+
+    def _smaller(self) -> Iterator[str | None]:
+        """What to lower where memory is short."""
+        config, where = self.config, self.context.where
+        yield lower("micro_batch_tokens", config.micro_batch_tokens, where)
+        yield lower("max_tokens", config.max_tokens, where)
 
     def _matched(self, fresh: Sequence[Drawn], rng: random.Random) -> list[tuple[Demonstration, Drawn]]:
         """A batch of samples, old and fresh, each with a demonstration: of the same prompt where there is one."""

@@ -33,7 +33,7 @@ from rlhf_core.interfaces import (
 from rlhf_core.randomness import derive_seed, permutation
 from rlhf_core.records import Demonstration, Rollout
 from rlhf_core.rewards.text import TextReward
-from rlhf_core.rl import Batch, OnPolicyOptimizer
+from rlhf_core.rl import Batch, OnPolicyOptimizer, within_update
 from rlhf_core.training import Rate, backward, by_tokens, share
 from torch import Tensor, nn
 
@@ -132,7 +132,9 @@ class PPO(OnPolicyOptimizer[PPOConfig]):
         mine = share(size, self.context.accelerator)
         parts = by_tokens([task.size(example) for example in examples], self.config.micro_batch_tokens, mine)
         losses = (task.loss([examples[i] for i in part]) for part in parts)
-        found = backward((LossSum(coef * loss.total, loss.count, loss.stats) for loss in losses), count)
+        what, budget = f"{size} demonstrations", self.config.micro_batch_tokens
+        with within_update(self.context, self.policy, budget, what, self.gradient, sampled=False):
+            found = backward((LossSum(coef * loss.total, loss.count, loss.stats) for loss in losses), count)
         return {"policy/ptx_loss": found["loss"] / coef}
 
     def frozen(self, step: int) -> Sequence[nn.Parameter]:

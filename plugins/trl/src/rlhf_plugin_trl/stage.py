@@ -8,11 +8,13 @@ reference, and the names of rewards and sampling, which `evaluate` reads.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.interfaces import OnlineReward, Run, Stage, State, StepStats
+from rlhf_core.memory import lower, within_memory
 from rlhf_core.policies.causal_lm import CausalLM
 from rlhf_core.randomness import derive_seed, seed_everything
 from rlhf_core.records import Feedback
@@ -140,7 +142,8 @@ class TRL(Stage[TRLConfig]):
         seed_everything(derive_seed(self.context.seed, "trl", self.context.id, self._next))
         if self.scorer is not None:
             self.scorer.clear()
-        with quiet():
+        what = f"TRL's {self.config.trainer}, {self.trainer.args.per_device_train_batch_size} rows at a time"
+        with quiet(), within_memory(self.context, "update", what, self._smaller(), self.policy.module.zero_grad):
             stats = self.turns.next()
         self.policy.weights_changed()
         if stats is None:
@@ -152,6 +155,13 @@ class TRL(Stage[TRLConfig]):
             )
         self._next += 1
         return {**(self.scorer.stats() if self.scorer else {}), **stats}
+
+    def _smaller(self) -> Iterator[str | None]:
+        """What to lower where memory is short."""
+        args, where = self.trainer.args, self.context.where
+        yield lower("arguments.per_device_train_batch_size", args.per_device_train_batch_size, where)
+        if not args.gradient_checkpointing:
+            yield f"set `arguments.gradient_checkpointing: true` in {where} (now false)"
 
     def evaluate(self) -> StepStats:
         wanted = self.config.evaluation

@@ -26,13 +26,15 @@ from .turns import Pause
 logging.getLogger("trl").setLevel(logging.ERROR)  # it repeats whole responses for every one that has no score
 
 
-def training_copy(lm: nn.Module, codec: Codec) -> Any:
-    """The modules of `lm` copied, and its very own parameters in them.
+def training_copy(lm: nn.Module, codec: Codec, role: str = "default") -> Any:
+    """The modules of `lm` copied, and its very own parameters in them; of adapters only `role`'s.
 
     TRL replaces `forward`, switches dropout and checkpointing, adds adapters and writes into configs. All of that
     stays in the copy; what it learns is in the policy at once.
     """
     model: Any = copy.deepcopy(lm, {id(p): p for p in lm.parameters()})
+    for other in set(getattr(model, "peft_config", {})) - {role}:  # those of a critic or a reward on the same base
+        model.delete_adapter(other)
     # one end of text, as the policy has it: chat models often name more
     model.generation_config = GenerationConfig(eos_token_id=codec.eos, pad_token_id=codec.pad)
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -71,7 +73,7 @@ def build_trainer(
     """
     from datasets import Dataset
 
-    model = training_copy(policy.network.lm, policy.codec)
+    model = training_copy(policy.network.lm, policy.codec, policy.network.role)
     tokenizer = copy.deepcopy(policy.tokenizer)
     tokenizer.padding_side = "left"
     options: dict[str, Any] = {"reward_funcs": reward} if reward is not None else {}

@@ -32,7 +32,7 @@ from rlhf_core.functional import gae, masked_mean, masked_var, masked_whiten
 from rlhf_core.interfaces import Needs, Policy, PolicyOptimizer, State, StepStats, TrainingData, Traits
 from rlhf_core.randomness import derive_seed
 from rlhf_core.records import Rollout
-from rlhf_core.rl import Batch, refusal, rollout_sizes
+from rlhf_core.rl import Batch, refusal, rollout_sizes, within_update
 from rlhf_core.training import GradientSteps, by_tokens, share
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -93,17 +93,29 @@ class TRPO(PolicyOptimizer[TRPOConfig]):
             parts if config.fisher_tokens is None else self._parts(rollout, prepared, self._some(rollout, data.step))
         )
 
+        widest = max((part.rollout for part in parts), key=lambda cut: cut.mask.numel(), default=rollout)
+        with within_update(self.context, self.policy, config.micro_batch_tokens, widest, self.gradient):
+            return {**stats, **self._improve(rollout, prepared, parts, sample, data.step)}
+
+    def _improve(
+        self,
+        rollout: Rollout,
+        prepared: Mapping[str, Tensor],
+        parts: Sequence[Batch],
+        sample: Sequence[Batch],
+        step: int,
+    ) -> StepStats:
+        """The step itself, and the critic's; `sample` is what the Fisher matrix is estimated from."""
+        config = self.config
         gain, slope = self._surrogate(parts)
         if not bool(slope.isfinite().all()):
-            raise refusal(
-                self.context, self.policy, rollout, prepared, f"gradient norm {float(slope.norm())}", data.step
-            )
+            raise refusal(self.context, self.policy, rollout, prepared, f"gradient norm {float(slope.norm())}", step)
         direction, residual = conjugate_gradient(self._fisher(sample), slope, config.cg_iterations)
         if not bool(direction.isfinite().all()):
-            raise refusal(self.context, self.policy, rollout, prepared, "natural gradient", data.step)
+            raise refusal(self.context, self.policy, rollout, prepared, "natural gradient", step)
         curvature = float(direction @ (slope - residual))  # x'(F + damping I) x, without another product
         largest = math.sqrt(2 * self.now(config.max_kl) / curvature) * direction if curvature > 0 else 0 * direction
-        stats.update({"policy/grad_norm": float(slope.norm()), **self._line_search(parts, largest, gain)})
+        stats = {"policy/grad_norm": float(slope.norm()), **self._line_search(parts, largest, gain)}
         stats["policy/cg_residual"] = float(residual.norm() / slope.norm().clamp(min=1e-30))
         return {**stats, **self._fit_critic(parts)}
 
@@ -209,7 +221,11 @@ class TRPO(PolicyOptimizer[TRPOConfig]):
         most, tries = self.now(self.config.max_kl), self.config.backtracks if bool(largest.any()) else 0
         for tried in range(tries):
             step = largest * self.config.backtrack**tried
-            found, kl = self._measure(parts, start, step)
+            try:
+                found, kl = self._measure(parts, start, step)
+            except Exception:  # out of memory, say: no weights are kept that were not found good
+                self._place(start)
+                raise
             if kl <= most and found > gain:  # false where either is not a number
                 return {"policy/accepted": 1.0, "policy/backtracks": float(tried), "policy/kl": kl,
                         "policy/improvement": found - gain, "policy/step_norm": float(step.norm())}  # fmt: skip

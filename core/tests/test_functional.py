@@ -700,6 +700,15 @@ def test_banned_tokens_have_probability_zero_and_finite_gradients_elsewhere() ->
     assert token_logprobs(logits, torch.tensor([2, 0])).tolist() == [-math.inf, 0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_that_stay_within_the_clip_are_never_counted_as_clipped(dtype: torch.dtype) -> None:
+    """Nor by the last bit that V_old + (V - V_old) may differ from V."""
+    generator = torch.Generator().manual_seed(0)
+    old, move, target = (torch.rand(50, 40, generator=generator, dtype=dtype) * 2 - 1 for _ in range(3))
+    _, stats = ppo_value_loss(old + 0.19 * move, old, target, torch.ones(50, 40), clip=0.2)
+    assert stats["value_clip_fraction"] == 0
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_logits_are_only_rounded_once(dtype: torch.dtype) -> None:
     rng = torch.Generator().manual_seed(0)

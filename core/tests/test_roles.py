@@ -220,6 +220,15 @@ def test_the_reward_scores_the_same_whatever_the_policy_does() -> None:
         torch.testing.assert_close(house.reward.score(SAMPLES).values, alone, atol=0, rtol=0)
 
 
+def test_a_critic_may_begin_as_a_reward_that_shares_the_base() -> None:
+    """The critic's own trunk is then the base with the reward's adapter merged, and its values are the scores."""
+    house = House(critic="separate")
+    nudge(house.trained())
+    house.policy.start_critic(house.reward.network.whole_trunk(), house.reward.network.head)
+    values = house.policy.forward(house.policy.encode(SAMPLES), NEEDS).bootstrap  # after the last token
+    torch.testing.assert_close(values, house.reward.score(SAMPLES).values.to(values), atol=1e-6, rtol=0)
+
+
 def test_state_of_every_role_comes_back_in_another_house() -> None:
     house, other = House(), House()
     nudge(house.trained())

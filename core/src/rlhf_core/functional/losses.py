@@ -104,7 +104,10 @@ def ppo_value_loss(
     losses = (new - target).square()
     won = torch.zeros_like(losses)
     if clip is not None:
-        clipped = (old + (new - old).clamp(-clip, clip) - target).square()
+        moved = new - old
+        # within the clip V itself, not V_old + (V - V_old): a last bit of rounding would count as clipped
+        kept = torch.where(moved.abs() > clip, old + moved.clamp(-clip, clip), new)
+        clipped = (kept - target).square()
         won = (clipped > losses).to(losses.dtype)
         losses = torch.maximum(losses, clipped)
     loss = aggregate(losses, mask, "token-mean", denominator) / 2

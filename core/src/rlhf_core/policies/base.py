@@ -9,6 +9,7 @@ may live side by side; tests compare the gradients of every role with those of s
 
 from __future__ import annotations
 
+import copy
 import difflib
 import warnings
 from abc import abstractmethod
@@ -160,6 +161,40 @@ class Base:
         for key in turned:
             tensors[key] = tensors[key].T.contiguous()
         return tensors
+
+    def plain(self, device: str) -> Any:
+        """A transformers model of the same shape with neither adapters nor 4-bit weights, its weights still to be set;
+        on "meta" they take no memory."""
+        config = copy.deepcopy(self.model.config)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            plain = type(self.model)(config).to(self.model.get_input_embeddings().weight.dtype)
+        plain.generation_config = copy.deepcopy(getattr(self.model, "generation_config", None))
+        return plain.eval()
+
+    def whole(self, role: str) -> Any:
+        """A model of its own with what `role` says: its adapter merged, 4-bit weights made whole."""
+        weights = self.merged(role)
+        model = self.plain("cpu").to(next(t.device for t in weights.values()))
+        model.load_state_dict(weights)
+        return model
+
+
+def headless(model: Any) -> Any:
+    """`model` without its heads: the same parameters, and hidden states for an output."""
+    if model.base_model is not model:
+        return model.base_model
+    if model.get_output_embeddings() is None:
+        return model
+    from transformers import AutoModel
+
+    # T5 has encoder and decoder beside its head, not in a model below it
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        found = AutoModel.from_config(model.config)
+    for name, _ in list(found.named_children()):
+        setattr(found, name, getattr(model, name))
+    return found.eval()
 
 
 class Speaker(nn.Module):

@@ -356,7 +356,7 @@ class LanguageModel(Policy[C]):
         if adapters:
             self._export_adapters(directory)
         elif self.base is not None:
-            network.plain("meta").save_pretrained(directory, state_dict=self.base.merged(network.role))
+            self.base.plain("meta").save_pretrained(directory, state_dict=self.base.merged(network.role))
         else:
             network.model.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import Base, Speaker, checkpoint_layers
+from .base import Base, Speaker, checkpoint_layers, headless
 
 
 class PolicyNetwork(Speaker):
@@ -101,25 +101,10 @@ class PolicyNetwork(Speaker):
         if self.base is None:
             trunk: Any = copy.deepcopy(self.trunk)
         else:
-            weights = self.base.merged(self.role)
-            whole = self.plain("cpu")
-            whole.to(next(t for t in weights.values() if t.is_floating_point()))
-            whole.load_state_dict(weights)
-            trunk = headless(whole)
+            trunk = headless(self.base.whole(self.role))
             if self.checkpointing:
                 checkpoint_layers(trunk, None)
         return trunk.requires_grad_(True)  # type: ignore[no-any-return]
-
-    def plain(self, device: str) -> Any:
-        """A transformers model of the same shape with neither adapters nor 4-bit weights, its weights still to be set;
-        on "meta" they take no memory."""
-        config = copy.deepcopy(self.model.config)
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        with torch.random.fork_rng(devices=[]), torch.device(device):
-            plain = type(self.model)(config).to(self.model.get_input_embeddings().weight.dtype)
-        plain.generation_config = copy.deepcopy(self.model.generation_config)
-        return plain.eval()
 
     def policy_weights(self) -> dict[str, nn.Parameter]:
         """The trainable parameters of the language model itself, without those of the critic."""
@@ -245,19 +230,6 @@ class CausalNetwork(PolicyNetwork):
             "position_ids": positions(mask),
         }
 
-
-def headless(model: Any) -> Any:
-    """`model` without its heads: the same parameters, and hidden states for an output."""
-    if model.base_model is not model:
-        return model.base_model
-    from transformers import AutoModel
-
-    # T5 has encoder and decoder beside its head, not in a model below it
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        found = AutoModel.from_config(model.config)
-    for name, _ in list(found.named_children()):
-        setattr(found, name, getattr(model, name))
-    return found.eval()
 
 
 def positions(mask: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..interfaces import Context
-from ..policies.base import Base, Speaker, checkpoint_layers, freeze_layers
+from ..policies.base import Base, Speaker, checkpoint_layers, freeze_layers, headless
 from ..policies.config import Lora
 from ..policies.loading import complete_tokenizer, context_length, fresh_lm, load_pair
 from ..policies.quantization import quantize
@@ -45,6 +45,10 @@ class TextNetwork(Speaker):
     @property
     def roles(self) -> tuple[str, ...]:
         return (self.role,)
+
+    def whole_trunk(self) -> nn.Module:
+        """The trunk as it stands alone: itself, or over a shared base a copy with the reward's adapter merged."""
+        return self.trunk if self.base is None else headless(self.base.whole(self.role))
 
     def own(self) -> dict[str, Tensor]:
         """What is its own by name: everything, or what is not of the shared base."""
@@ -118,8 +122,7 @@ def load_trunk(config: TextRewardConfig, context: Context) -> Trunk:
     role = base.add(re.sub(r"\W", "_", context.id), lora, context, task=FEATURES, frozen_layers=config.frozen_layers)
     if config.gradient_checkpointing:
         base.checkpoint_layers()
-    inner = model.base_model if model.get_output_embeddings() is not None else model
-    return Trunk(inner, tokenizer, base, role)
+    return Trunk(headless(model), tokenizer, base, role)
 
 
 def _own_model(config: TextRewardConfig, context: Context) -> tuple[Any, Any]:

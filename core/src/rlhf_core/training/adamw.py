@@ -30,7 +30,7 @@ def make_adamw(
     }  # fmt: skip
     params = [{"params": list(group)} for group in groups]
     if settings.adamw == "full":
-        return torch.optim.AdamW(params, **options)
+        return torch.optim.AdamW(params, **options, fused=True)  # in place: no temporaries of the size of the weights
     where = f"{context.where} adamw"
     library = bitsandbytes(where)
     kind = library.optim.AdamW8bit if settings.adamw.endswith("8bit") else library.optim.AdamW

@@ -66,7 +66,7 @@ class PPO(OnPolicyOptimizer[PPOConfig]):
                 raise ConfigError(f"{self.context.where} critic_from", f"reward {id!r} is no network",
                                   "a reward that is a network over text, such as preference")  # fmt: skip
             policy.prepare(self.config.needs)
-            policy.start_critic(reward.network.trunk, reward.network.head)
+            policy.start_critic(reward.network.whole_trunk(), reward.network.head)
         super().bind(policy, total_steps)
         self.demonstrations: SupervisedTask | None = None
 

@@ -706,7 +706,7 @@ def test_values_that_stay_within_the_clip_are_never_counted_as_clipped(dtype: to
     generator = torch.Generator().manual_seed(0)
     old, move, target = (torch.rand(50, 40, generator=generator, dtype=dtype) * 2 - 1 for _ in range(3))
     old = 1e-3 * old  # as of a critic that has hardly learnt
-    _, stats = ppo_value_loss(old + 0.19 * move, old, target, torch.ones(50, 40), clip=0.2)
+    _, stats = ppo_value_loss(0.15 * move, old, target, torch.ones(50, 40), clip=0.2)
     assert stats["value_clip_fraction"] == 0
 
 

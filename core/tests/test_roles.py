@@ -134,23 +134,39 @@ def test_the_gradients_of_a_shared_trunk_add_up_under_checkpointing() -> None:
             torch.testing.assert_close(found[0][name], found[1][name], atol=1e-12, rtol=1e-9)
 
 
+def kept(policy: CausalLM, needs: Needs) -> int:
+    """Numbers that a forward pass keeps for the backward pass."""
+    rollout = policy.encode(SAMPLES * 4)
+    count = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal count
+        count += tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        policy.forward(rollout, needs)
+    return count
+
+
 def test_checkpointed_layers_keep_their_inputs_only() -> None:
     """What is saved for the backward pass, counted: far less than without."""
-    saved = {}
-    for checkpointing in (False, True):
-        policy = make_policy(lora=Lora(r=4), gradient_checkpointing=checkpointing, sizes={"num_hidden_layers": 8})
-        rollout = policy.encode(SAMPLES * 4)
-        count = 0
+    deep = {"num_hidden_layers": 8}
+    whole, checkpointed = (
+        kept(make_policy(lora=Lora(r=4), gradient_checkpointing=checkpointing, sizes=deep), Needs())
+        for checkpointing in (False, True)
+    )
+    assert checkpointed < 0.35 * whole
 
-        def pack(tensor: Tensor) -> Tensor:
-            nonlocal count
-            count += tensor.numel()
-            return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            policy.forward(rollout, Needs())
-        saved[checkpointing] = count
-    assert saved[True] < 0.35 * saved[False]
+def test_the_graph_of_a_critic_on_an_adapter_is_made_again() -> None:
+    """Values from an adapter keep no more than values from the policy's own states; those of a whole model do."""
+    sizes: dict[str, int] = {}
+    for critic in ("shared", "adapter", "separate"):
+        policy = make_policy(lora=Lora(r=4), critic=critic, sizes={"num_hidden_layers": 8})
+        policy.prepare(NEEDS)
+        sizes[critic] = kept(policy, NEEDS)
+    assert sizes["adapter"] < 1.05 * sizes["shared"] < 0.8 * sizes["separate"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -300,7 +316,9 @@ def test_an_adapter_to_start_from_fits_or_says_why(tmp_path: Any) -> None:
     assert torch.equal(started.forward(rollout, Needs()).logprobs, policy.forward(rollout, Needs()).logprobs)
     with pytest.raises(ConfigError, match=r"lora.start .*have another shape.*is \(4, 48\), not \(8, 48\).*same r"):
         again(r=8)
-    with pytest.raises(ConfigError, match=r"lora.start .*adapters of layers that get none here.*same r and target_modules"):
+    with pytest.raises(
+        ConfigError, match=r"lora.start .*adapters of layers that get none here.*same r and target_modules"
+    ):
         again(target_modules=["q_proj"])
     with pytest.raises(ConfigError, match=r"cannot load adapters from .*adapter_config.json"):
         again(start=str(tmp_path / "nothing"))

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .base import Base, Speaker, checkpoint_layers, headless
 
@@ -166,24 +167,42 @@ class PolicyNetwork(Speaker):
         """
         keep = response_ids.shape[1] + 1
         inputs = self.inputs(prompt_ids, prompt_mask, response_ids, attention)
+        # before the policy's pass, so that backward has done with the policy's graph when it comes to the critic's
+        critic = self._critic_states(inputs, keep) if values else None
         with self.speaking(self.role), self._hidden_states() as caught:
             logits = self._call(inputs, keep=keep, use_cache=False).logits[:, -keep:]
         states = caught[0][:, -keep:]
         if steer and self.steering:
             logits = self.steered(logits, states)
-        return logits, self._values(inputs, states) if values else None, states
+        return logits, self._values(states if critic is None else critic) if values else None, states
 
-    def _values(self, inputs: dict[str, Tensor], states: Tensor) -> Tensor:
-        """(B, T + 1) values; `states` (B, T + 1, D) are the policy's own."""
+    def _critic_states(self, inputs: dict[str, Tensor], keep: int) -> Tensor | None:
+        """(B, T + 1, D) hidden states of a critic that has its own; None where it reads the policy's.
+
+        Over a shared base its graph is not kept but made again in the backward pass: the policy's and the critic's
+        would be as large as two models'.
+        """
+        trunk = self.trunk if self.critic == "adapter" else self.value_trunk
+        if trunk is None:
+            return None
+        known = inspect.signature(trunk.forward).parameters
+        arguments = {name: value for name, value in inputs.items() if name in known}
+
+        def run() -> Tensor:
+            with self.speaking(self.critic_role) if self.critic == "adapter" else nullcontext():
+                states: Tensor = trunk(**arguments, use_cache=False).last_hidden_state
+            return states[:, -keep:]
+
+        if self.critic == "separate" or self.checkpointing or not torch.is_grad_enabled():
+            return run()
+        again: Tensor = checkpoint(run, use_reentrant=False)
+        return again
+
+    def _values(self, states: Tensor) -> Tensor:
+        """(B, T + 1) values from the hidden states (B, T + 1, D) that the critic reads."""
         head = self.value_head
         if head is None:
             raise RuntimeError("values asked of a policy without a value head: call prepare() first")
-        trunk = self.trunk if self.critic == "adapter" else self.value_trunk
-        if trunk is not None:
-            known = inspect.signature(trunk.forward).parameters
-            with self.speaking(self.critic_role) if self.critic == "adapter" else nullcontext():
-                output = trunk(**{k: v for k, v in inputs.items() if k in known}, use_cache=False)
-            states = output.last_hidden_state[:, -states.shape[1] :]
         with torch.autocast(states.device.type, enabled=False):
             found: Tensor = head(states.to(head.weight.dtype))[..., 0]
         return found
@@ -229,7 +248,6 @@ class CausalNetwork(PolicyNetwork):
             "attention_mask": mask.long(),
             "position_ids": positions(mask),
         }
-
 
 
 def positions(mask: Tensor) -> Tensor:

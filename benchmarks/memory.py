@@ -72,6 +72,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"full, {critic}": {"policy": policy(critic=critic), "reward": WHOLE} for critic in ("shared", "separate")},
     **{f"full, {critic}, checkpointing": {"policy": policy(critic=critic, gradient_checkpointing=True),
                                           "reward": WHOLE} for critic in ("shared", "separate")},
+    **{f"full, {critic}, checkpointing, 8-bit AdamW": {"policy": policy(critic=critic, gradient_checkpointing=True),
+                                                       "reward": WHOLE, "optimizer": {"adamw": "8bit"}}
+       for critic in ("shared", "separate")},
     **{f"lora, {critic}": {"policy": policy(lora={}, critic=critic), "reward": ON_BASE}
        for critic in ("shared", "adapter", "separate")},
     "lora, adapter, checkpointing": {"policy": policy(lora={}, critic="adapter", gradient_checkpointing=True),
@@ -165,6 +168,7 @@ def registry(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "prompts_per_step": BATCH["prompts"], "epochs": BATCH["epochs"], "minibatch_size": BATCH["rows"],
         "learning_rate": BATCH["learning_rate"], "max_grad_norm": NEVER,
         **{name: BATCH[name] for name in ("clip", "value_clip", "value_coef", "gamma", "lam")},
+        **parts.get("optimizer", {}),
     }  # fmt: skip
     return {
         "schema_version": 1,

@@ -51,14 +51,13 @@ def random_4bit(config: Any, context: Any) -> tuple[Any, Any]:
     Args:
         config: of a policy, whose `model` is a folder with config.json and a tokenizer, and no weights.
     """
-    import bitsandbytes as bnb
     import torch
-    from rlhf_core.policies.quantization import compute_dtype, settled
+    from rlhf_core.policies.quantization import compute_dtype, linear_4bit, quantizer, settled
     from torch import nn
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     shape, options = AutoConfig.from_pretrained(config.model), config.quantization
-    dtype = compute_dtype(options, context)
+    bnb, dtype = quantizer(context), compute_dtype(options, context)
     draw = torch.Generator(context.device).manual_seed(0)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape)
@@ -69,11 +68,7 @@ def random_4bit(config: Any, context: Any) -> tuple[Any, Any]:
 
     for path, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and module is not model.get_output_embeddings():
-            layer = bnb.nn.Linear4bit(module.in_features, module.out_features, bias=False, device="meta")
-            layer.weight = bnb.nn.Params4bit(
-                drawn(module.weight), requires_grad=False, compress_statistics=options.double,
-                quant_type=options.type, module=layer,
-            )  # fmt: skip
+            layer = linear_4bit(bnb, drawn(module.weight), None, options)
             layer.source_cls = nn.Linear
             model.set_submodule(path, layer.to(context.device))  # where it is quantised
         elif isinstance(module, nn.Linear | nn.Embedding):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from memory import BATCH, answer, batch_prompts, imports, weights
+from peers_trl import ppo_arguments
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -67,42 +68,11 @@ def main() -> None:
     def model(auto_class: Any, **options: Any) -> Any:
         return auto_class.from_pretrained(job["model"], dtype=torch.float32, **options)
 
-    args = PPOConfig(
-        output_dir=job["out"],
-        seed=0,
-        learning_rate=BATCH["learning_rate"],
-        lr_scheduler_type="constant",
-        optim="adamw_torch",
-        weight_decay=0.0,
-        temperature=BATCH["temperature"],
-        bf16=False,
-        gradient_checkpointing=False,
-        use_cpu=True,
-        dataloader_pin_memory=False,
-        report_to="none",
-        save_strategy="no",
-        logging_steps=1000,
-        disable_tqdm=True,
-        # a minibatch is one piece: with accumulation TRL would take one update per epoch, however many it is told
-        per_device_train_batch_size=BATCH["prompts"],
-        gradient_accumulation_steps=1,
-        num_mini_batches=BATCH["prompts"] // BATCH["rows"],
-        num_ppo_epochs=BATCH["epochs"],
-        total_episodes=BATCH["prompts"] * BATCH["steps"],
-        local_rollout_forward_batch_size=BATCH["prompts"],
-        num_sample_generations=0,
-        response_length=BATCH["max_new_tokens"],
-        stop_token="eos",
-        missing_eos_penalty=None,
-        whiten_rewards=False,
-        kl_coef=BATCH["kl_coef"],
-        kl_estimator="k1",
-        cliprange=BATCH["clip"],
-        cliprange_value=BATCH["value_clip"],
-        vf_coef=BATCH["value_coef"],
-        gamma=BATCH["gamma"],
-        lam=BATCH["lam"],
-    )
+    settings = {
+        **BATCH, "minibatch_size": BATCH["rows"], "samples": BATCH["prompts"] * BATCH["steps"],
+        "betas": (0.9, 0.999), "adam_eps": 1e-8, "weight_decay": 0.0,
+    }  # fmt: skip
+    args = PPOConfig(**ppo_arguments({"settings": settings, "out": job["out"], "seed": 0}))
     watcher = Watcher(before)
     watcher.trainer = PPOTrainer(
         args=args,

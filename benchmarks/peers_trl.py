@@ -83,32 +83,27 @@ def arguments(job: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def ppo_arguments(job: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of TRL's PPO that make it do what ours does with the same settings."""
+    settings = job["settings"]
+    return {
+        # a minibatch is one piece: with accumulation TRL would take one update per epoch, however many it is told
+        **arguments(job), "per_device_train_batch_size": settings["prompts"],
+        "num_mini_batches": settings["prompts"] // settings["minibatch_size"], "num_ppo_epochs": settings["epochs"],
+        "total_episodes": settings["samples"], "local_rollout_forward_batch_size": settings["prompts"],
+        "num_sample_generations": 0, "response_length": settings["max_new_tokens"], "stop_token": "eos",
+        "missing_eos_penalty": None, "whiten_rewards": False, "kl_coef": settings["kl_coef"], "kl_estimator": "k1",
+        "cliprange": settings["clip"], "cliprange_value": settings["value_clip"], "vf_coef": settings["value_coef"],
+        "gamma": settings["gamma"], "lam": settings["lam"],
+    }  # fmt: skip
+
+
 def ppo(job: dict[str, Any], model: Any, tokenizer: Any) -> Any:
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-    settings = job["settings"]
     critic = AutoModelForSequenceClassification.from_pretrained(job["start"], num_labels=1, dtype=torch.float32)
     nn.init.zeros_(critic.score.weight)
-    args = PPOConfig(
-        **arguments(job),
-        per_device_train_batch_size=settings["prompts"],
-        num_mini_batches=settings["prompts"] // settings["minibatch_size"],
-        num_ppo_epochs=settings["epochs"],
-        total_episodes=settings["samples"],
-        local_rollout_forward_batch_size=settings["prompts"],
-        num_sample_generations=0,
-        response_length=settings["max_new_tokens"],
-        stop_token="eos",
-        missing_eos_penalty=None,
-        whiten_rewards=False,
-        kl_coef=settings["kl_coef"],
-        kl_estimator="k1",
-        cliprange=settings["clip"],
-        cliprange_value=settings["value_clip"],
-        vf_coef=settings["value_coef"],
-        gamma=settings["gamma"],
-        lam=settings["lam"],
-    )
+    args = PPOConfig(**ppo_arguments(job))
     return PPOTrainer(
         args=args,
         processing_class=tokenizer,

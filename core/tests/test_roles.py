@@ -245,6 +245,31 @@ def test_a_critic_may_begin_as_a_reward_that_shares_the_base() -> None:
     torch.testing.assert_close(values, house.reward.score(SAMPLES).values.to(values), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["layers", "mlp", "q_proj"])
+def test_a_reward_may_be_called_as_a_part_of_the_model_is(name: str) -> None:
+    """Whose an adapter is is read off the end of its path, not off a word anywhere in it."""
+    house = House()
+    policy = dict(house.policy.network.trainable())
+    other = Scorer(TextRewardConfig(base="policy"), replace(house.context, kind="reward", id=name))
+    assert {n: id(p) for n, p in house.policy.network.trainable().items()} == {n: id(p) for n, p in policy.items()}
+    own = {n: p for n, p in other.network.named_parameters() if p.requires_grad}
+    assert len(own) == 2 * 7 * 2 + 2  # A and B of two layers' seven linear ones; the head
+    assert all(f".lora_{n.split('.lora_')[1][0]}.weight" in n for n in other.network.own() if n.startswith("trunk."))
+
+
+def test_an_adapter_of_an_embedding_is_trained_with_the_others() -> None:
+    """Its parameters lie in no module of their own, so their paths end with the role's name."""
+    policy = make_policy(lora=Lora(r=2, target_modules=["embed_tokens", "q_proj"]))
+    weights = policy.network.policy_weights()
+    assert {n.rpartition(".lora_")[2] for n in weights} == {"embedding_A", "embedding_B", "A.weight", "B.weight"}
+    policy.set_reference("stage-start")
+    before = policy.encode(SAMPLES)
+    nudge(weights)
+    assert not torch.equal(policy.encode(SAMPLES).logprobs, before.logprobs)
+    with policy.as_reference():
+        assert torch.equal(policy.encode(SAMPLES).logprobs, before.logprobs)
+
+
 def test_state_of_every_role_comes_back_in_another_house() -> None:
     house, other = House(), House()
     nudge(house.trained())

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from rlhf_core.errors import ConfigError
 from rlhf_core.interfaces import Context, Needs, Sampling, SupervisedConfig
 from rlhf_core.policies.causal_lm import CausalLM
-from rlhf_core.policies.config import CausalLMConfig, Lora, Quantization
-from rlhf_core.policies.quantization import check_device, dequantized, is_4bit, settled
+from rlhf_core.policies.config import CausalLMConfig, Lora
+from rlhf_core.policies.quantization import dequantized, is_4bit, quantizer, settled
 from rlhf_core.records import Comparison, Demonstration, Prompt, Sample
 from rlhf_core.testing import tiny_context
 from rlhf_core.testing.tasks import learner_model
@@ -255,7 +255,7 @@ def test_without_the_library_the_command_that_brings_it_is_named(monkeypatch: py
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ConfigError, match=r"policy 'lm' quantization: bitsandbytes .*; pip install rlhf-plugin-qlora"):
-        check_device(Quantization(), Context("policy", "lm"))
+        quantizer(Context("policy", "lm"))
 
 
 def test_rows_that_are_not_whole_blocks_are_refused_on_a_cpu(tmp_path: Path) -> None:
@@ -272,4 +272,4 @@ def test_rows_that_are_not_whole_blocks_are_refused_on_a_cpu(tmp_path: Path) -> 
 def test_a_device_without_four_bits_is_named() -> None:
     context = replace(Context("policy", "lm"), device="meta")
     with pytest.raises(ConfigError, match=r"quantization: device 'meta'; expected one of .*cpu.*cuda.*pip install -U"):
-        check_device(Quantization(), context)
+        quantizer(context)

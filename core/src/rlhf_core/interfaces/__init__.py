@@ -14,7 +14,6 @@ if TYPE_CHECKING:
         Component,
         Environment,
         FeedbackSource,
-        LossSum,
         Metric,
         OnlineReward,
         Outputs,
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
         RewardShaper,
         State,
         StepStats,
-        SupervisedTask,
         TrainingData,
         Traits,
     )
@@ -57,12 +55,13 @@ if TYPE_CHECKING:
     from .schedule import Schedule, Scheduled, value_at, within
     from .specs import API_VERSION, ComponentSpec, Hooks, KindSpec, hookimpl, hookspec
     from .stage import Run, Stage
+    from .supervised import LossSum, SupervisedTask
 
 _NAMES = {
     "components": [
-        "Component", "Environment", "FeedbackSource", "LossSum", "Metric", "OnlineReward", "Outputs", "Policy",
+        "Component", "Environment", "FeedbackSource", "Metric", "OnlineReward", "Outputs", "Policy",
         "PolicyOptimizer", "PromptSource", "RewardModel", "RewardShaper", "State", "StepStats",
-        "SupervisedTask", "TrainingData", "Traits",
+        "TrainingData", "Traits",
     ],
     "config": [
         "Config", "EnvironmentRef", "FeedbackRef", "FunctionRef", "MetricRef", "ModelName", "Needs", "OptimizerRef",
@@ -80,6 +79,7 @@ _NAMES = {
         "API_VERSION", "ComponentSpec", "Hooks", "KindSpec", "hookimpl", "hookspec",
     ],
     "stage": ["Run", "Stage"],
+    "supervised": ["LossSum", "SupervisedTask"],
 }  # fmt: skip
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 

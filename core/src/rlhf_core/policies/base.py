@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import ConfigError
 from ..interfaces import Context
 from .config import Lora
+from .loading import Origin
 from .quantization import dequantized, is_4bit, was_turned
 
 NOBODY = "nobody"  # no adapter has this name: the base as it is
@@ -83,7 +85,7 @@ class Base:
         for parameter, flag in flags:  # peft freezes those that were there
             parameter.requires_grad_(flag)
         for path, parameter in self.model.named_parameters():
-            if f".{name}." in path and "lora_" in path:
+            if re.search(rf"\.lora_\w+\.{name}(\.|$)", path):
                 self._owners[id(parameter)] = name
                 parameter.requires_grad_(True)
         self.role = name  # peft has switched to the new one, or not: either way
@@ -113,7 +115,7 @@ class Base:
     def weights(self, role: str) -> dict[str, nn.Parameter]:
         """The parameters of a role's adapter, by names that hold nothing of the role."""
         return {
-            path.replace(f".{role}.", "."): parameter
+            re.sub(rf"(\.lora_\w+)\.{role}(?=\.|$)", r"\1", path): parameter
             for path, parameter in self.model.named_parameters()
             if self.owner(parameter) == role
         }
@@ -181,6 +183,20 @@ class Base:
         return model
 
 
+def shared_base(config: Origin, context: Context, task: str, load: Callable[[], tuple[Any, Any]]) -> Base:
+    """The run's base for what `config` says of a model, loaded by whoever asks first.
+
+    Args:
+        config: a fresh model is that of the component which makes it. task: peft's task type.
+        load: gives the model and its tokenizer.
+    """
+    origin = (config.model, config.fresh, config.revision, config.trust_remote_code, config.quantization)
+    own = context.where if config.fresh is not None else ""
+    base = context.base(f"{task} {origin} {context.dtype} {context.device} {own}", lambda: Base(*load()))
+    assert isinstance(base, Base)
+    return base
+
+
 def headless(model: Any) -> Any:
     """`model` without its heads: the same parameters, and hidden states for an output."""
     if model.base_model is not model:
@@ -237,12 +253,8 @@ def checkpoint_layers(model: nn.Module, base: Base | None) -> None:
 def _checkpointed(forward: Any, base: Base | None, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    role = None if base is None else base.role
-
-    def contexts() -> tuple[Any, Any]:
-        return nullcontext(), nullcontext() if base is None or role is None else base.speaking(role)
-
-    return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+    voice = nullcontext if base is None else partial(base.speaking, base.role)  # of who speaks now
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), voice()), **kwargs)
 
 
 def freeze_layers(model: Any, count: int, context: Context) -> None:

@@ -21,7 +21,7 @@ from ..errors import ConfigError, DataError
 from ..functional import token_entropy, token_logprobs
 from ..interfaces import Context, Needs, Outputs, Policy, Sampling, State, SupervisedTask
 from ..records import Demonstration, Prompt, Rollout, Sample
-from .base import NOBODY, Base, checkpoint_layers, copy_into, freeze_layers
+from .base import NOBODY, Base, checkpoint_layers, copy_into, freeze_layers, shared_base
 from .config import LMConfig
 from .decoding import cut_at_stop, sample
 from .imitation import Imitation, Tokens, encode_demonstration
@@ -54,7 +54,7 @@ class LanguageModel(Policy[C]):
             if config.gradient_checkpointing:
                 checkpoint_layers(model, None)
         else:
-            self.base = context.base(self._base_key(), lambda: Base(*self.load(config)))
+            self.base = shared_base(config, context, self.task_type, lambda: self.load(config))
             if config.gradient_checkpointing:
                 self.base.checkpoint_layers()
             model, self.tokenizer = self.base.model, copy.deepcopy(self.base.tokenizer)
@@ -63,6 +63,7 @@ class LanguageModel(Policy[C]):
         self.network = self.network_class(model, config.critic, **options).eval()
         self.codec = self.make_codec(model)
         self._reference: dict[str, Tensor] | None = None
+        self._reference_is_base = False  # no adapter speaks for it
         self._speaks_as_reference = False
 
     @abstractmethod
@@ -72,13 +73,6 @@ class LanguageModel(Policy[C]):
     @abstractmethod
     def make_codec(self, model: Any) -> Codec:
         """What stands between text and ids."""
-
-    def _base_key(self) -> str:
-        """What tells one frozen base from another; fresh ones belong to who made them."""
-        config, context = self.config, self.context
-        parts = config.model_dump_json(include={"model", "fresh", "revision", "trust_remote_code", "quantization"})
-        own = context.where if config.fresh is not None else ""
-        return f"{self.task_type} {parts} {context.dtype} {context.device} {own}"
 
     def _adapter(self, wanted: str) -> str:
         assert self.base is not None and self.config.lora is not None
@@ -269,11 +263,10 @@ class LanguageModel(Policy[C]):
             return
         network, reference = self.network, self._reference
         role, steering = network.role, network.steering
-        untrained = self.base is not None and not any(t.any() for name, t in reference.items() if "lora_B" in name)
         self._swap(reference)
         try:
             self._speaks_as_reference, network.steering = True, 0.0
-            network.role = NOBODY if untrained else role
+            network.role = NOBODY if self._reference_is_base else role
             with torch.no_grad():
                 yield
         finally:
@@ -288,15 +281,14 @@ class LanguageModel(Policy[C]):
     def set_reference(self, source: str) -> None:
         now = self.network.policy_weights()
         if source == "stage-start":
-            self._reference = {name: p.detach().clone() for name, p in now.items()}
-            return
-        if source == "base":
-            weights = self._base_weights(now)
+            reference = {name: p.detach().clone() for name, p in now.items()}
         else:
-            weights = self._weights_at(Path(source))
-        target = {name: torch.empty_like(p) for name, p in now.items()}
-        copy_into(target, weights, f"{self.context.where} reference {source!r}")
-        self._reference = target
+            weights = self._base_weights(now) if source == "base" else self._weights_at(Path(source))
+            reference = {name: torch.empty_like(p) for name, p in now.items()}
+            copy_into(reference, weights, f"{self.context.where} reference {source!r}")
+        self._reference = reference
+        adapters = [t for name, t in reference.items() if "lora_B" in name]
+        self._reference_is_base = self.base is not None and not any(bool(t.any()) for t in adapters)
 
     def _base_weights(self, now: dict[str, nn.Parameter]) -> dict[str, Tensor]:
         """The weights before any training: adapters switched off, or the model as it was loaded."""

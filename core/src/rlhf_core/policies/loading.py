@@ -63,7 +63,7 @@ def fresh_tokenizer(config: FreshTokenizer, context: Context) -> Any:
     )
 
 
-def fresh_model_config(config: FreshModel, tokenizer: Any, context: Context, **fixed: Any) -> Any:
+def fresh_model_config(config: FreshModel, tokenizer: Any, context: Context) -> Any:
     """A transformers config of the wanted sizes for `tokenizer`.
 
     Raises:
@@ -84,7 +84,7 @@ def fresh_model_config(config: FreshModel, tokenizer: Any, context: Context, **f
             ids["decoder_start_token_id"] = tokenizer.eos_token_id if ends else tokenizer.pad_token_id
             if hasattr(usual, "forced_eos_token_id"):
                 ids["forced_eos_token_id"] = None  # by default an id of another vocabulary
-        return AutoConfig.for_model(config.architecture, **ids, **config.sizes, **fixed)
+        return AutoConfig.for_model(config.architecture, **ids, **config.sizes)
 
 
 @contextmanager
@@ -100,12 +100,12 @@ def fitting(config: FreshModel, context: Context) -> Iterator[None]:
         ) from error
 
 
-def fresh_lm(auto_class: Any, config: FreshModel, context: Context, **fixed: Any) -> tuple[Any, Any]:
+def fresh_pair(auto_class: Any, config: FreshModel, context: Context) -> tuple[Any, Any]:
     """A model with seeded random weights, of a transformers auto class, and its tokenizer."""
     import torch
 
     tokenizer = fresh_tokenizer(config.tokenizer, context)
-    model_config = fresh_model_config(config, tokenizer, context, **fixed)
+    model_config = fresh_model_config(config, tokenizer, context)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.stream("init"))
         with fitting(config, context):
@@ -114,23 +114,13 @@ def fresh_lm(auto_class: Any, config: FreshModel, context: Context, **fixed: Any
     return model.to(context.torch_dtype), tokenizer
 
 
-def load_lm(auto_class: Any, config: LMConfig, context: Context, **fixed: Any) -> tuple[Any, Any]:
+def load_lm(auto_class: Any, config: LMConfig, context: Context) -> tuple[Any, Any]:
     """The language model and tokenizer that `config` asks for, on the context's device, in 4 bits if it says so.
-
-    Args:
-        fixed: entries of the transformers config that a fresh model has besides its sizes.
 
     Raises:
         ConfigError: there is no such model, no tokenizer with it, one that does not fit, or 4 bits cannot be had here.
     """
-    if config.fresh is not None:
-        model, tokenizer = fresh_lm(auto_class, config.fresh, context, **fixed)
-        if config.quantization is not None:
-            from .quantization import quantize
-
-            model = quantize(model, config.quantization, context)
-    else:
-        model, tokenizer = load_pair(auto_class, config, context)
+    model, tokenizer = load_pair(auto_class, config, context)
     complete_tokenizer(tokenizer, context)
     size = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > size:
@@ -224,6 +214,9 @@ class Origin(Protocol):
     def model(self) -> str | None: ...
 
     @property
+    def fresh(self) -> FreshModel | None: ...
+
+    @property
     def revision(self) -> str | None: ...
 
     @property
@@ -234,7 +227,18 @@ class Origin(Protocol):
 
 
 def load_pair(auto_class: Any, config: Origin, context: Context) -> tuple[Any, Any]:
-    """The model that `config` names, by a transformers auto class, and its tokenizer. Raises as `load_pretrained`."""
+    """The model that `config` names or describes, of a transformers auto class, in 4 bits if it says so; its tokenizer.
+
+    Raises:
+        ConfigError: as `load_pretrained`; sizes do not fit together; 4 bits cannot be had here.
+    """
+    if config.fresh is not None:
+        model, tokenizer = fresh_pair(auto_class, config.fresh, context)
+        if config.quantization is not None:
+            from .quantization import quantize
+
+            model = quantize(model, config.quantization, context)
+        return model, tokenizer
     from transformers import AutoTokenizer
 
     options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}

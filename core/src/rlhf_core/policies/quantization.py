@@ -31,8 +31,12 @@ def compute_dtype(quantization: Quantization, context: Context) -> torch.dtype:
     return torch.float32 if context.dtype == "float64" else context.torch_dtype
 
 
-def check_device(quantization: Quantization, context: Context) -> None:
-    """Raises ConfigError where bitsandbytes is missing, or cannot quantise on the context's device."""
+def quantizer(context: Context) -> Any:
+    """The library bitsandbytes.
+
+    Raises:
+        ConfigError: it is missing, or cannot quantise on the context's device.
+    """
     bnb = bitsandbytes(f"{context.where} quantization")
     device = torch.device(context.device).type
     if device not in bnb.supported_torch_devices:
@@ -42,13 +46,14 @@ def check_device(quantization: Quantization, context: Context) -> None:
             f"one of {', '.join(sorted(bnb.supported_torch_devices))}, where bitsandbytes {bnb.__version__} has 4 bits",
             "run on one of these, leave `quantization` out, or upgrade: pip install -U bitsandbytes",
         )
+    return bnb
 
 
 def loading_options(quantization: Quantization, context: Context) -> dict[str, Any]:
     """Arguments of `from_pretrained` that quantise weights as they are read."""
     from transformers import BitsAndBytesConfig
 
-    check_device(quantization, context)
+    quantizer(context)
     dtype = compute_dtype(quantization, context)
     config = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -61,10 +66,9 @@ def loading_options(quantization: Quantization, context: Context) -> dict[str, A
 
 def quantize(model: Any, quantization: Quantization, context: Context) -> Any:
     """Quantise a model that is in memory, layer by layer, and put it on the context's device."""
-    check_device(quantization, context)
     from transformers.pytorch_utils import Conv1D
 
-    bnb = bitsandbytes(context.where)
+    bnb = quantizer(context)
     dtype = compute_dtype(quantization, context)
     output = model.get_output_embeddings()
     kept = tuple(model._keep_in_fp32_modules or ())  # T5's `wo`, which transformers leaves whole as well
@@ -76,15 +80,21 @@ def quantize(model: Any, quantization: Quantization, context: Context) -> Any:
             module.to(torch.float32 if dtype == torch.float16 else dtype)  # it overflows in float16
             continue
         weight = module.weight.data.T.contiguous() if isinstance(module, Conv1D) else module.weight.data  # (out, in)
-        layer = bnb.nn.Linear4bit(weight.shape[1], weight.shape[0], bias=module.bias is not None, device="meta")
-        options = {"compress_statistics": quantization.double, "quant_type": quantization.type}
-        layer.weight = bnb.nn.Params4bit(weight, requires_grad=False, module=layer, **options)
-        layer.bias = module.bias
+        layer = linear_4bit(bnb, weight, module.bias, quantization)
         layer.source_cls = type(module)  # as transformers notes it
         model.set_submodule(path, layer.to(context.device))
         del module.weight, weight  # the whole weight goes before the next one is looked at
     model.is_loaded_in_4bit = True  # peft chooses its layers by this
     return settled(model.to(context.device), dtype, context)
+
+
+def linear_4bit(bnb: Any, weight: Tensor, bias: Tensor | None, quantization: Quantization) -> Any:
+    """A layer of bitsandbytes with `weight` (out, in), which is quantised as the layer is put on its device."""
+    layer = bnb.nn.Linear4bit(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    options = {"compress_statistics": quantization.double, "quant_type": quantization.type}
+    layer.weight = bnb.nn.Params4bit(weight, requires_grad=False, module=layer, **options)
+    layer.bias = bias
+    return layer
 
 
 def settled(model: Any, dtype: torch.dtype, context: Context) -> Any:

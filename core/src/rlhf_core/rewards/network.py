@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,10 +13,9 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..interfaces import Context
-from ..policies.base import Base, Speaker, checkpoint_layers, freeze_layers, headless
+from ..policies.base import Base, Speaker, checkpoint_layers, freeze_layers, headless, shared_base
 from ..policies.config import Lora
-from ..policies.loading import complete_tokenizer, context_length, fresh_lm, load_pair
-from ..policies.quantization import quantize
+from ..policies.loading import complete_tokenizer, context_length, load_pair
 from .config import TextRewardConfig
 
 FEATURES = "FEATURE_EXTRACTION"
@@ -126,9 +126,11 @@ def load_trunk(config: TextRewardConfig, context: Context) -> Trunk:
 
 
 def _own_model(config: TextRewardConfig, context: Context) -> tuple[Any, Any]:
-    """A model that is trained whole, and its tokenizer."""
+    """A model that no policy holds, and its tokenizer."""
+    from transformers import AutoModel
+
     if config.policy is None:
-        return _load(config, context)
+        return load_pair(AutoModel, config, context)
     # the usual start: language learnt in sft is not learnt again (Ouyang et al., 2022, section 3.5)
     policy = context.component("policy", config.policy)
     if not hasattr(policy, "trunk_copy"):
@@ -139,18 +141,6 @@ def _own_model(config: TextRewardConfig, context: Context) -> tuple[Any, Any]:
             "give `model` or `fresh` instead",
         )
     return policy.trunk_copy(), copy.deepcopy(policy.tokenizer)
-
-
-def _load(config: TextRewardConfig, context: Context) -> tuple[Any, Any]:
-    """The `model` or the `fresh` one that `config` asks for, in 4 bits if it says so, and its tokenizer."""
-    from transformers import AutoModel
-
-    if config.fresh is None:
-        return load_pair(AutoModel, config, context)
-    model, tokenizer = fresh_lm(AutoModel, config.fresh, context)
-    if config.quantization is not None:
-        model = quantize(model, config.quantization, context)
-    return model, tokenizer
 
 
 def _base(config: TextRewardConfig, context: Context) -> Base | None:
@@ -181,12 +171,7 @@ def _base(config: TextRewardConfig, context: Context) -> Base | None:
         return None
     if config.policy is not None:
         return Base(*_own_model(config, context))  # a copy is nobody else's
-    parts = config.model_dump_json(include={"model", "fresh", "revision", "trust_remote_code", "quantization"})
-    own = context.where if config.fresh is not None else ""
-    key = f"{FEATURES} {parts} {context.dtype} {context.device} {own}"
-    shared = context.base(key, lambda: Base(*_load(config, context)))
-    assert isinstance(shared, Base)
-    return shared
+    return shared_base(config, context, FEATURES, partial(_own_model, config, context))
 
 
 def longest_text(trunk: Any, tokenizer: Any, max_tokens: int) -> int:

@@ -104,9 +104,7 @@ class TRL(Stage[TRLConfig]):
         """dpo, kto, sft: rows of token ids, those of some prompts kept out."""
         config, codec = self.config, self.policy.codec
         records: list[Feedback] = list(chain(*(run.component("feedback", id) for id in config.feedback)))
-        cut = self.policy.config.max_prompt_tokens
-        longest = None if codec.context is None or cut is None else max(codec.context - cut, 1)
-        found = examples(config.trainer, records, Encoder(codec, longest))
+        found = examples(config.trainer, records, Encoder(codec, codec.longest_response))
         train = [e for e in found if not e.prompt.in_share(config.held_out)]
         if not train:
             left = "" if not found else f" outside the held-out share of {config.held_out:g}"

@@ -294,7 +294,7 @@ def test_the_file_of_the_design_resolves(load: Callable[..., Registry]) -> None:
     ]  # fmt: skip
     assert resolved.settings.policy == "desk-lm"
     assert (resolved.settings.precision, resolved.settings.device, resolved.settings.checkpoint_every) == (
-        "fp32",
+        "auto",
         "auto",
         50,
     )
@@ -508,8 +508,8 @@ def test_overrides_leave_the_registry_and_the_values_alone(load: Callable[..., R
         ("stages..steps=1", "'stages..steps' is not a path"),
         ("seed=[1", "'[1' is not YAML: a bracket that is never closed, or a comma that is missing"),
         ("seed={a: 1, a: 2}", "'{a: 1, a: 2}' is not YAML: is written twice"),
-        ("precision=bf61", "got 'bf61'; expected 'fp32' or 'bf16' (of forward and backward passes); "
-                           "did you mean 'bf16'?"),
+        ("precision=bf61", "got 'bf61'; expected 'auto', 'fp32' or 'bf16' (of forward and backward passes; auto: bf16 "
+                           "where the hardware is fast at it); did you mean 'bf16'?"),
         ("policy=ml", "policy 'ml' is not declared, and no installed plugin offers it"),
     ],
 )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from rlhf_core.components.config import FunctionRewardConfig, KLConfig
@@ -98,6 +100,37 @@ def test_by_tokens_covers_every_row_once_within_budget():
 def test_by_tokens_pads_prompt_and_response_apart():
     assert list(by_tokens([(50, 2), (2, 50)], 110)) == [[0], [1]]  # together they would pad to 2 x 100
     assert list(by_tokens([(50, 2), (50, 2)], 110)) == [[0, 1]]
+
+
+def test_by_tokens_cuts_where_padding_costs_more_than_another_pass():
+    """A run bears 64 tokens of padding, or an eighth of itself where that is more."""
+    assert list(by_tokens([10, 74], 1000)) == [[0, 1]]  # 64 of 148
+    assert list(by_tokens([10, 75], 1000)) == [[0], [1]]
+    assert list(by_tokens([10] * 8 + [18], 1000)) == [[*range(9)]]  # 8 x 8 of 162
+    assert list(by_tokens([10] * 8 + [19], 1000)) == [[*range(8)], [8]]  # 8 x 9 of 171
+    assert list(by_tokens([700, 800], 9999)) == [[0, 1]]  # 100 of 1,600
+    assert list(by_tokens([700, 800, 900], 9999)) == [[0, 1, 2]]  # 300 of 2,700
+    assert list(by_tokens([600, 900], 9999)) == [[0], [1]]  # 300 of 1,800
+    assert list(by_tokens([100, 500, 505, 90], 9999)) == [[3, 0], [1, 2]]
+    assert list(by_tokens([(10, 40), (40, 11)], 1000)) == [[0, 1]]  # 59 of 160, of which each part has its own
+    assert list(by_tokens([(10, 40), (50, 10)], 1000)) == [[0], [1]]  # 70 of 180
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_by_tokens_keeps_to_its_budget_and_to_little_padding(seed):
+    noise = random.Random(seed)
+    sizes = [(noise.randrange(1, 90), noise.randrange(1, 60)) for _ in range(80)]
+    chosen = noise.sample(range(80), 50)
+    for budget in (1, 300, 2000, 10**6):
+        runs = list(by_tokens(sizes, budget, chosen))
+        assert sorted(row for run in runs for row in run) == sorted(chosen)
+        assert [sum(sizes[row]) for run in runs for row in run] == sorted(sum(sizes[row]) for row in chosen)
+        assert runs == list(by_tokens(sizes, budget, chosen))
+        for run in runs:
+            padded = len(run) * sum(max(sizes[row][part] for row in run) for part in (0, 1))
+            real = sum(sum(sizes[row]) for row in run)
+            assert len(run) == 1 or (padded <= budget and padded - real <= max(64, padded / 8))
+        assert len(runs) < 50 or budget == 1
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

@@ -56,6 +56,7 @@ pipelines:
     policy: tiny
     checkpoint_every: 2
     device: cpu
+    precision: fp32
     stages:
       - sft: {feedback: [demos], epochs: 2, batch_size: 8, learning_rate: 3e-3, held_out: 0.2}
       - optimize:
@@ -216,6 +217,18 @@ def test_resume_repeats_an_uninterrupted_run_to_the_last_bit(whole, project, sta
     assert (mine / "samples.jsonl").read_bytes() == (theirs / "samples.jsonl").read_bytes()
     with pytest.raises(RunError, match="the run is complete"):
         load().run("tiny", out=project / "run", resume=True)
+
+
+def test_a_run_in_mixed_precision_resumes_to_the_last_bit_too(project):
+    registry = project / "registry.yaml"
+    registry.write_text(registry.read_text().replace("precision: fp32", "precision: bf16"))
+    whole = load().run("tiny", out=project / "whole")
+    (project / "kill.py").write_text(KILL)
+    assert python(project, "kill.py", "optimize", "3", "SIGKILL").returncode == -9
+    result = load().run("tiny", out=project / "run", resume=True)
+    mine, theirs = (Path(r.directory) for r in (result, whole))
+    for name in ("metrics.jsonl", "export/model.safetensors"):
+        assert (mine / name).read_bytes() == (theirs / name).read_bytes()
 
 
 def test_a_second_signal_stops_at_once(project):
@@ -443,9 +456,11 @@ def test_dry_run_takes_one_step_of_each_stage_and_leaves_nothing(project):
 
 
 def test_lora_run_starts_at_kl_zero_after_sft(project):
-    result = load().run("tiny", out=project / "run", overrides=["policy.tiny.lora={r: 4}", "stages.optimize.steps=1"])
-    first = next(x for x in metrics(result.directory) if x["stage"] == "optimize")
-    assert first["kl/sequence"] == pytest.approx(0, abs=1e-4)
+    for precision, rounding in (("fp32", 1e-4), ("bf16", 2e-2)):
+        changes = ["policy.tiny.lora={r: 4}", "stages.optimize.steps=1", f"precision={precision}"]
+        result = load().run("tiny", out=project / precision, overrides=changes)
+        first = next(x for x in metrics(result.directory) if x["stage"] == "optimize")
+        assert first["kl/sequence"] == pytest.approx(0, abs=rounding)
 
 
 def test_trackers_get_the_metrics(project):

@@ -26,6 +26,7 @@ from rlhf_core.interfaces import (
 )
 from rlhf_core.plugins import PluginInfo, Plugins, load_plugins
 from rlhf_core.policies.causal_lm import CausalLM
+from rlhf_core.policies.decoding import Compaction
 from rlhf_core.records import Demonstration, Prompt, Scores, Span
 from rlhf_core.rl import OnPolicyConfig, OnPolicyOptimizer
 from rlhf_core.testing import (
@@ -51,7 +52,7 @@ def plugins_with(kind: str, component: type[Any] | str) -> Plugins:
     """As if a distribution with this one component were installed, named "mine"."""
     name = component if isinstance(component, str) else component.__qualname__
     config = "Plain" if isinstance(component, str) else component.Config.__qualname__
-    home = "rlhf_core.policies.config" if config == "CausalLMConfig" else HERE
+    home = HERE if isinstance(component, str) else component.Config.__module__
     spec = ComponentSpec(kind, "mine", f"{HERE}:{name}", f"{home}:{config}", "a part")
     core = load_plugins(disable="all")
     return Plugins(core.manager, [core.plugins[0], PluginInfo("mine", "dist-mine", "1.0", components=(spec,))])
@@ -406,6 +407,79 @@ class DropsAWeight(CausalLM):
         super().load_state_dict({**state, "weights": {**whole["weights"], **state["weights"]}})
 
 
+# --- wrong engines ---------------------------------------------------------------------------------------------------
+
+
+class Draws(Compaction):
+    """An engine as it should be."""
+
+
+def at(sampling, **changes):
+    return sampling.model_copy(update=changes)
+
+
+class LeavesJunk(Draws):
+    def draw(self, *arguments, **options):
+        drawn = super().draw(*arguments, **options)
+        return replace(drawn, logprobs=drawn.logprobs.masked_fill(~drawn.attention, -1.0))
+
+
+class NeverTruncates(Draws):
+    def draw(self, *arguments, **options):
+        drawn = super().draw(*arguments, **options)
+        return replace(drawn, truncated=torch.zeros_like(drawn.truncated))
+
+
+class RecordsWhatItWishes(Draws):
+    def draw(self, policy, prompts, sampling, **options):
+        drawn = super().draw(policy, prompts, sampling, **options)
+        return replace(drawn, logprobs=drawn.logprobs + (sampling.heat == 0.7) * 0.01 * drawn.attention)
+
+
+class ValuesTheNextState(Draws):
+    def draw(self, *arguments, **options):
+        drawn = super().draw(*arguments, **options)
+        return replace(drawn, values=drawn.values.roll(-1, 1) * drawn.attention)
+
+
+class RemembersWeights(Draws):
+    def __init__(self, config, context):
+        super().__init__(config, context)
+        self.known = {}
+
+    def draw(self, policy, prompts, sampling, **options):
+        key = f"{prompts} {sampling} {options}"
+        if key not in self.known:
+            self.known[key] = super().draw(policy, prompts, sampling, **options)
+        return self.known[key]
+
+
+class ForgetsTopK(Draws):
+    def draw(self, policy, prompts, sampling, **options):
+        return super().draw(policy, prompts, at(sampling, top_k=0), **options)
+
+
+class ForgetsTheLeast(Draws):
+    def draw(self, policy, prompts, sampling, **options):
+        return super().draw(policy, prompts, at(sampling, min_new_tokens=0), **options)
+
+
+class ForgetsToStop(Draws):
+    def draw(self, policy, prompts, sampling, **options):
+        return super().draw(policy, prompts, at(sampling, stop=()), **options)
+
+
+class ForgetsTheSeed(Draws):
+    def draw(self, policy, prompts, sampling, *, seed, sample_ids):
+        return super().draw(policy, prompts, sampling, seed=0, sample_ids=sample_ids)
+
+
+class TouchesRandomness(Draws):
+    def draw(self, *arguments, **options):
+        torch.rand(1)
+        return super().draw(*arguments, **options)
+
+
 # --- wrong sources ---------------------------------------------------------------------------------------------------
 
 
@@ -511,6 +585,16 @@ MUTANTS: list[tuple[str, type[Any], str, str]] = [
     ("policy", ReferenceFollows, "reference_is_the_policy_at_stage_start", "when the policy is trained"),
     ("policy", SavesItselfAsReference, "reference_survives_a_resume", "not the policy's"),
     ("policy", DropsAWeight, "continues_after_a_checkpoint", "put all trainable weights into state_dict"),
+    ("engine", LeavesJunk, "responses_have_their_form", "logprobs is not 0 in padding"),
+    ("engine", NeverTruncates, "responses_end_where_they_say", "truncated=False for the ids ["),
+    ("engine", RecordsWhatItWishes, "recorded_logprobs_equal_rescored_ones", "at temperature 0.7 recorded and rescored"),
+    ("engine", ValuesTheNextState, "recorded_values_equal_evaluated_ones", "value the state before each token"),
+    ("engine", RemembersWeights, "draws_with_the_weights_of_now", "after training, tokens drawn at temperature 0"),
+    ("engine", ForgetsTopK, "top_k_is_kept", "with top_k: 2 it draws other tokens than the two likeliest"),
+    ("engine", ForgetsTheLeast, "least_length_is_kept", "with min_new_tokens: 5; expected at least 5"),
+    ("engine", ForgetsToStop, "stop_strings_are_kept", "a response that ends with the token that completes it"),
+    ("engine", ForgetsTheSeed, "the_seed_decides", "another seed draws the same tokens"),
+    ("engine", TouchesRandomness, "leaves_the_policy_as_it_was", "it draws from torch's own generator"),
     ("feedback", YieldsDicts, "yields_records", "a dict; expected records such as Comparison"),
     ("feedback", RunsDry, "restarts_from_the_beginning", "3 records, then 0 other ones"),
     ("feedback", NamesItself, "ids_are_stable", "two sources built alike give other ids"),
@@ -533,7 +617,7 @@ def test_a_wrong_component_fails_its_check_and_no_other(kind: str, mutant: type[
 
 @pytest.mark.parametrize(("kind", "component"), [
     ("metric", Length), ("reward", Words), ("shaper", Twice), ("optimizer", Reinforce), ("feedback", Told),
-    ("prompts", Listed),
+    ("prompts", Listed), ("engine", Draws),
 ])  # fmt: skip
 def test_what_the_wrong_ones_derive_from_is_right(kind: str, component: type[Any]) -> None:
     assert failures(kind, component) == {}

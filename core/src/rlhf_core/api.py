@@ -88,6 +88,7 @@ class Project:
         overrides: Iterable[str] = (),
         resume: bool = False,
         dry_run: bool = False,
+        profile: bool = False,
         display: Display | None = None,
     ) -> RunResult:
         """Run a pipeline to its end.
@@ -97,21 +98,31 @@ class Project:
             overrides: "a.b.c=value", as on the command line.
             resume: go on from the last checkpoint, with the registry that the run directory holds.
             dry_run: build everything and take one step of every stage, in a directory that is thrown away.
+            profile: write where each step's time went into ``timings.jsonl`` and the report, and show it at the end.
 
         Raises:
             RLHFError: bad input, or what the run met.
         """
         if resume:
-            return resume_run(pipeline, out=out, overrides=overrides, display=display, plugins=self.plugins)
+            return resume_run(
+                pipeline, out=out, overrides=overrides, profile=profile, display=display, plugins=self.plugins
+            )
         from .runs.directory import new_directory
 
         resolved = self.resolve(pipeline, overrides)
         if not dry_run:
             target = Path(out) if out is not None else None
-            return _run(resolved, self.plugins, lambda: new_directory(pipeline, target), display)
+            return _run(resolved, self.plugins, lambda: new_directory(pipeline, target), display, profile=profile)
         scratch = Path(tempfile.mkdtemp(prefix="rlhf-dry-run-"))
         try:
-            return _run(resolved, self.plugins, lambda: new_directory(pipeline, scratch / "run"), display, dry_run=True)
+            return _run(
+                resolved,
+                self.plugins,
+                lambda: new_directory(pipeline, scratch / "run"),
+                display,
+                dry_run=True,
+                profile=profile,
+            )
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -167,6 +178,7 @@ def resume_run(
     *,
     out: str | Path | None = None,
     overrides: Iterable[str] = (),
+    profile: bool = False,
     display: Display | None = None,
     plugins: Plugins | None = None,
 ) -> RunResult:
@@ -181,7 +193,7 @@ def resume_run(
     directory = existing_directory(pipeline, Path(out) if out is not None else None)
     project = load(directory / REGISTRY, plugins)
     resolved = project.resolve(pipeline, overrides)
-    return _run(resolved, project.plugins, lambda: directory, display, resume=True)
+    return _run(resolved, project.plugins, lambda: directory, display, resume=True, profile=profile)
 
 
 def _run(
@@ -192,6 +204,7 @@ def _run(
     *,
     resume: bool = False,
     dry_run: bool = False,
+    profile: bool = False,
 ) -> RunResult:
     # what imports torch comes only after the registry has been found to be right
     from .runs.display import Display
@@ -203,7 +216,10 @@ def _run(
     display = display or Display()
     display.console.quiet |= not accelerator.is_main_process  # one voice for all processes
     directory = agree(accelerator, choose)
-    summary = Runner(resolved, plugins, accelerator, directory, display, dry_run=dry_run).run(resume=resume)
+    runner = Runner(resolved, plugins, accelerator, directory, display, dry_run=dry_run, profile=profile)
+    summary = runner.run(resume=resume)
+    if profile and accelerator.is_main_process:
+        display.profile(directory)
     report = None
     if not dry_run and accelerator.is_main_process:
         try:

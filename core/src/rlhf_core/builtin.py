@@ -6,6 +6,7 @@ from .interfaces.specs import ComponentSpec, KindSpec, hookimpl
 
 KINDS = [
     KindSpec("policy", "rlhf_core.interfaces:Policy", "the language model that acts and is improved"),
+    KindSpec("engine", "rlhf_core.interfaces:Generator", "draws responses with the policy's weights"),
     KindSpec("prompts", "rlhf_core.interfaces:PromptSource", "what responses are sampled for"),
     KindSpec("feedback", "rlhf_core.interfaces:FeedbackSource", "what people said, as typed records"),
     KindSpec("reward", "rlhf_core.interfaces:RewardModel", "scores responses; learns from feedback if it can"),
@@ -30,6 +31,12 @@ COMPONENTS = [
           "any transformers causal LM: from a path, the hub or fresh; full fine-tuning or LoRA"),
     _spec("policy", "seq2seq-lm", "policies.seq2seq_lm", "Seq2SeqLM",
           "any transformers encoder-decoder (T5, BART): from a path, the hub or fresh; full fine-tuning or LoRA"),
+    _spec("engine", "refill", "policies.decoding", "Refill",
+          "draws so many rows at a time; the place of one that is done goes to the next prompt"),
+    _spec("engine", "compaction", "policies.decoding", "Compaction",
+          "draws all rows at once; those that are done leave the batch"),
+    _spec("engine", "continuous", "policies.continuous", "Continuous",
+          "transformers' continuous batching: a paged cache, filled by a scheduler in a thread of its own"),
     _spec("prompts", "jsonl", "components.prompts", "Prompts", "prompts from a JSONL, CSV or Parquet file"),
     _spec("prompts", "dataset", "components.prompts", "Prompts", "prompts from a dataset of the hub"),
     _spec("prompts", "feedback", "components.prompts", "FeedbackPrompts", "prompts of a feedback source, each once"),

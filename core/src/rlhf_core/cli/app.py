@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from ..interfaces import PHASES
 from ..plugins import Plugins, load_plugins
 
 Registry = Annotated[Path, typer.Option("--registry", "-r", help="the registry file")]
@@ -95,6 +96,14 @@ def _add_run_commands(app: typer.Typer, plugins: Plugins) -> None:
                 "--dry-run", help="build everything, take one step of each stage, and say what the run would take"
             ),
         ] = False,
+        profile: Annotated[
+            bool,
+            typer.Option(
+                "--profile",
+                help="write into timings.jsonl and the report where each step's time went, and show it at the end:"
+                + "".join(f"\n\n[bold]{phase}[/bold]: {what}" for phase, what in PHASES.items()),
+            ),
+        ] = False,
     ) -> None:
         """Run a pipeline."""
         from ..api import load, resume_run
@@ -102,16 +111,20 @@ def _add_run_commands(app: typer.Typer, plugins: Plugins) -> None:
 
         settings, display = set_ or [], Display()
         if resume:
-            result = resume_run(pipeline, out=out, overrides=settings, display=display, plugins=plugins)
+            result = resume_run(
+                pipeline, out=out, overrides=settings, profile=profile, display=display, plugins=plugins
+            )
         elif dry_run:
             from .tables import dry_run_table
 
             project = load(registry, plugins)
-            summary = project.run(pipeline, overrides=settings, dry_run=True, display=display).summary
+            summary = project.run(pipeline, overrides=settings, dry_run=True, profile=profile, display=display).summary
             dry_run_table(summary, project.resolve(pipeline, settings))
             return
         else:
-            result = load(registry, plugins).run(pipeline, out=out, overrides=settings, display=display)
+            result = load(registry, plugins).run(
+                pipeline, out=out, overrides=settings, profile=profile, display=display
+            )
         for stage in result.summary["stages"].values():
             if "metrics" in stage:
                 display.result(stage["metrics"])

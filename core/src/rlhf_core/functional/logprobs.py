@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from ._tensors import check, choose, like, wide
 
@@ -19,7 +20,7 @@ _SLICE = 1 << 25  # logits handled at a time: temporaries of 128 MiB in float32,
 def token_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
     """Log-probability of each token under the full softmax of its logits.
 
-    The chosen logit minus the logsumexp, a few rows at a time: no log-softmax over the vocabulary is ever stored.
+    A few rows at a time, so that temporaries over the vocabulary stay small.
 
     Args:
         logits: (B, T, V), any floating dtype; already shifted, so that logits[:, t] predicts ids[:, t].
@@ -32,8 +33,8 @@ def token_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
     check("token_logprobs", logits.shape[:-1], ids=ids)
 
     def chosen(logits: Tensor, ids: Tensor) -> Tensor:
-        x = wide(logits)
-        return x.gather(-1, ids.long().unsqueeze(-1)).squeeze(-1) - x.logsumexp(-1)
+        rows = wide(logits).reshape(-1, logits.shape[-1])
+        return -cross_entropy(rows, ids.long().reshape(-1), reduction="none").view(ids.shape)  # the quickest way to it
 
     return _by_rows(chosen, logits, ids)
 

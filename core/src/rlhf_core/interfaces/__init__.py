@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .clock import PHASES, Clock
     from .components import (
         Component,
         Environment,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     )
     from .config import (
         Config,
+        EngineRef,
         EnvironmentRef,
         FeedbackRef,
         FunctionRef,
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
         references,
     )
     from .context import Context
+    from .generator import Drawn, Generator
     from .rows import ABOUT, Row, RowFeedback, described, read_rows
     from .schedule import Schedule, Scheduled, value_at, within
     from .specs import API_VERSION, ComponentSpec, Hooks, KindSpec, hookimpl, hookspec
@@ -58,19 +61,21 @@ if TYPE_CHECKING:
     from .supervised import LossSum, SupervisedTask
 
 _NAMES = {
+    "clock": ["PHASES", "Clock"],
     "components": [
         "Component", "Environment", "FeedbackSource", "Metric", "OnlineReward", "Outputs", "Policy",
         "PolicyOptimizer", "PromptSource", "RewardModel", "RewardShaper", "State", "StepStats",
         "TrainingData", "Traits",
     ],
     "config": [
-        "Config", "EnvironmentRef", "FeedbackRef", "FunctionRef", "MetricRef", "ModelName", "Needs", "OptimizerRef",
-        "OptimizerSettings", "PolicyRef", "PromptsRef", "RefTo", "RelativePath", "RewardRef", "Sampling",
-        "ShaperRef", "SourceConfig", "StageConfig", "SupervisedConfig", "Until", "references",
+        "Config", "EngineRef", "EnvironmentRef", "FeedbackRef", "FunctionRef", "MetricRef", "ModelName", "Needs",
+        "OptimizerRef", "OptimizerSettings", "PolicyRef", "PromptsRef", "RefTo", "RelativePath", "RewardRef",
+        "Sampling", "ShaperRef", "SourceConfig", "StageConfig", "SupervisedConfig", "Until", "references",
     ],
     "context": [
         "Context",
     ],
+    "generator": ["Drawn", "Generator"],
     "rows": [
         "ABOUT", "Row", "RowFeedback", "described", "read_rows",
     ],
@@ -84,14 +89,14 @@ _NAMES = {
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
-    "ABOUT", "API_VERSION", "Component", "ComponentSpec", "Config", "Context", "Environment", "EnvironmentRef",
-    "FeedbackRef", "FeedbackSource", "FunctionRef", "Hooks", "KindSpec", "LossSum", "Metric", "MetricRef",
-    "ModelName", "Needs", "OnlineReward", "OptimizerRef", "OptimizerSettings", "Outputs", "Policy",
-    "PolicyOptimizer", "PolicyRef", "PromptSource", "PromptsRef", "RefTo", "RelativePath", "RewardModel",
-    "RewardRef", "RewardShaper", "Row", "RowFeedback", "Run", "Sampling", "Schedule", "Scheduled", "ShaperRef",
-    "SourceConfig", "Stage", "StageConfig", "State", "StepStats", "SupervisedConfig", "SupervisedTask",
-    "TrainingData", "Traits", "Until", "described", "hookimpl", "hookspec", "read_rows", "references", "value_at",
-    "within",
+    "ABOUT", "API_VERSION", "Clock", "Component", "ComponentSpec", "Config", "Context", "Drawn", "EngineRef",
+    "Environment", "EnvironmentRef", "FeedbackRef", "FeedbackSource", "FunctionRef", "Generator", "Hooks",
+    "KindSpec", "LossSum", "Metric", "MetricRef", "ModelName", "Needs", "OnlineReward", "OptimizerRef",
+    "OptimizerSettings", "Outputs", "PHASES", "Policy", "PolicyOptimizer", "PolicyRef", "PromptSource",
+    "PromptsRef", "RefTo", "RelativePath", "RewardModel", "RewardRef", "RewardShaper", "Row", "RowFeedback",
+    "Run", "Sampling", "Schedule", "Scheduled", "ShaperRef", "SourceConfig", "Stage", "StageConfig", "State",
+    "StepStats", "SupervisedConfig", "SupervisedTask", "TrainingData", "Traits", "Until", "described",
+    "hookimpl", "hookspec", "read_rows", "references", "value_at", "within",
 ]  # fmt: skip
 
 

@@ -16,7 +16,9 @@ from .schedule import Schedule, Scheduled, value_at, within
 class Needs:
     """What an algorithm wants in its rollouts; nothing that nobody needs is computed.
 
-    values: V(s) per token. bootstrap: V after the last token. reference: log-probabilities of the reference.
+    logprobs: of the sampled tokens; where they are not wanted a policy may leave 0, and spare itself a pass if values
+    come from a network of their own. values: V(s) per token. bootstrap: V after the last token. reference:
+    log-probabilities of the reference.
     entropy: of each token's distribution. top_k: ids and log-probabilities of the k likeliest tokens.
     distribution: log-probabilities of the whole vocabulary, in an update only. heads: so many action-value heads of the
     policy, Q(s, .) over the vocabulary, and with them `hidden`: the states that heads read, in an update only.
@@ -24,6 +26,7 @@ class Needs:
     baselines.
     """
 
+    logprobs: bool = True
     values: bool = False
     bootstrap: bool = False
     reference: bool = False
@@ -60,7 +63,7 @@ class RefTo:
     kind: str
 
 
-# A config field of one of these types names a component; of a kind of your own: Annotated[str, RefTo("engine")]
+# A config field of one of these types names a component; of a kind of your own: Annotated[str, RefTo("monitor")]
 PolicyRef = Annotated[str, RefTo("policy")]
 PromptsRef = Annotated[str, RefTo("prompts")]
 FeedbackRef = Annotated[str, RefTo("feedback")]
@@ -68,6 +71,7 @@ RewardRef = Annotated[str, RefTo("reward")]
 ShaperRef = Annotated[str, RefTo("shaper")]
 OptimizerRef = Annotated[str, RefTo("optimizer")]
 EnvironmentRef = Annotated[str, RefTo("environment")]
+EngineRef = Annotated[str, RefTo("engine")]
 MetricRef = Annotated[str, RefTo("metric")]
 FunctionRef = Annotated[str, RefTo("function")]  # an entry of the registry's `functions:` section
 

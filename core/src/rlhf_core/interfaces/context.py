@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..randomness import derive_seed
+from .clock import Clock
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,7 @@ class Context:
         resolve: (kind, id) -> component, behind `component`.
         policy: id of the pipeline's policy, or None outside a pipeline.
         bases: what `base` has loaded.
+        clock: where the time of a step goes; one per run.
     """
 
     kind: str = "component"
@@ -53,6 +55,7 @@ class Context:
     functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
     policy: str | None = None
     bases: dict[str, Any] = field(default_factory=dict)
+    clock: Clock = field(default_factory=Clock)
     warn: Callable[[str], None] = warnings.warn
 
     @property

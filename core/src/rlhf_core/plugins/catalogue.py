@@ -38,6 +38,7 @@ FIRST_PARTY = {
     "rlhf-plugin-a2c": {"optimizer": ["a2c"]},
     "rlhf-plugin-acer": {"optimizer": ["acer"]},
     "rlhf-plugin-trpo": {"optimizer": ["trpo"]},
+    "rlhf-plugin-vllm": {"engine": ["vllm"]},
     "rlhf-plugin-es": {"optimizer": ["es"]},
     "rlhf-plugin-ilql": {"optimizer": ["ilql"]},
     "rlhf-plugin-trl": {"stage": ["trl"]},

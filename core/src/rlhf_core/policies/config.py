@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ..interfaces import Config, FeedbackRef, ModelName
+from ..interfaces import Config, EngineRef, FeedbackRef, ModelName
 
 
 class FreshTokenizer(Config):
@@ -74,6 +74,14 @@ class LMConfig(Config):
         description="where values come from: a head on the policy's trunk, on an adapter of its own over the same "
         "base (with `lora`), or on a trunk of its own (a copy, trained whole)",
     )
+    engine: EngineRef | None = Field(
+        default=None, description="what draws responses: refill, as by default, compaction, continuous, vllm, ..."
+    )
+    compile: bool = Field(
+        default=False,
+        description="compile scoring and updates with torch.compile; the first step then takes long, and a CPU needs a "
+        "C++ compiler",
+    )
     max_prompt_tokens: int | None = Field(
         default=None,
         ge=1,
@@ -106,4 +114,32 @@ class Seq2SeqLMConfig(LMConfig):
         ge=0,
         description="the embeddings and this many of the lowest layers of the encoder and of the decoder are not "
         "trained; 0: all are",
+    )
+
+
+class DecodingConfig(Config):
+    """What the built-in engines have in common."""
+
+    cuda_graphs: bool = Field(
+        default=True, description="on a GPU, replay a step of decoding as a whole, for models of the family of Llama"
+    )
+
+
+class CompactionConfig(DecodingConfig):
+    """All prompts are decoded at once; rows that are done leave the batch."""
+
+
+class RefillConfig(DecodingConfig):
+    """A number of slots: the place of a response that is done goes to the next prompt, or leaves the batch."""
+
+    slots: int = Field(
+        default=256, ge=1, description="most responses decoded at a time; their cache is what takes memory"
+    )
+
+
+class ContinuousConfig(Config):
+    """transformers' continuous batching: a paged cache whose places go to the next prompt as they come free."""
+
+    slots: int = Field(
+        default=256, ge=1, description="most responses drawn at a time; their cache is what takes memory"
     )

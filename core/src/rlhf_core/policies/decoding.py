@@ -1,117 +1,219 @@
-"""The sampling loop: tokens are drawn one by one over the model's cache, and their log-probabilities kept."""
+"""The built-in engines: tokens are drawn one by one over the model's cache, and what is known of them is kept.
+
+A row that is done leaves the batch. With `refill` its place goes to the next prompt, so that no more rows than there
+are slots take memory at a time; with `compaction`, and once no prompt is waiting, the batch shrinks.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..interfaces import Sampling
+from ..errors import ConfigError
+from ..interfaces import Drawn, Generator, Policy, Sampling
 from ..randomness import uniforms
+from .config import CompactionConfig, DecodingConfig, RefillConfig
+from .decoders import CacheDecoder, Decoder
 from .drawing import draw, restrict
+from .graphs import Graphs
+from .llama import LlamaDecoder, decodes
 from .network import PolicyNetwork
 from .text import Codec
 
-
-@dataclass(frozen=True, eq=False)
-class Drawn:
-    """Sampled responses: ids (B, T) right-padded, attention (B, T), logprobs (B, T) under the full softmax at the
-    sampling temperature, behaviour (B, T) under what was drawn from (None if that is the same), truncated (B,)."""
-
-    ids: Tensor
-    attention: Tensor
-    logprobs: Tensor
-    behaviour: Tensor | None
-    truncated: Tensor
+LOOK_EVERY = {"cpu": 1, "cuda": 8}  # steps between looks at which rows are done: a GPU has to be waited for
 
 
-@torch.no_grad()
-def sample(
+D = TypeVar("D", bound=DecodingConfig)
+
+
+class Decoding(Generator[D]):
+    """What both engines do; the token at position t of sample b is drawn with the number (seed, sample_ids[b], t)."""
+
+    @property
+    def slots(self) -> int | None:
+        """Most rows at a time; None: as many as there are prompts."""
+        return None
+
+    @torch.no_grad()
+    def draw(
+        self,
+        policy: Policy[Any],
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        seed: int,
+        sample_ids: Sequence[int],
+    ) -> Drawn:
+        network, codec = getattr(policy, "network", None), getattr(policy, "codec", None)
+        if not isinstance(network, PolicyNetwork) or not isinstance(codec, Codec):
+            raise ConfigError(
+                self.context.where,
+                f"a policy of class {type(policy).__name__}",
+                "one of the core's, whose network it can read",
+                "let the policy draw by itself",
+            )
+        device = next(network.parameters()).device
+        numbers = torch.from_numpy(
+            uniforms(seed, np.asarray(sample_ids, dtype=np.int64), np.arange(sampling.max_new_tokens, dtype=np.int64))
+        ).to(device)  # (B, T) float64
+        with network.speaking(network.role):
+            decoder = make_decoder(network, codec.pad, device, graphs=self.config.cuda_graphs)
+            return decode(decoder, network, codec, prompts, sampling, numbers, self.slots or len(prompts))
+
+
+class Compaction(Decoding[CompactionConfig]):
+    """All rows at once; those that are done leave."""
+
+
+class Refill(Decoding[RefillConfig]):
+    """So many rows at once; the place of one that is done goes to the next prompt."""
+
+    @property
+    def slots(self) -> int:
+        return self.config.slots
+
+
+def make_decoder(network: PolicyNetwork, pad: int, device: torch.device, *, graphs: bool = False) -> Decoder:
+    """The fastest decoder for `network`, in the precision that forward passes have here and now; `graphs`: with CUDA
+    graphs, where there is CUDA."""
+    if not decodes(network):
+        return CacheDecoder(network, pad, str(device))
+    weights: torch.dtype = network.model.get_input_embeddings().weight.dtype
+    mixed = torch.is_autocast_enabled(device.type) and weights == torch.float32
+    dtype = torch.get_autocast_dtype(device.type) if mixed else weights
+    return LlamaDecoder(network, pad, dtype, Graphs if graphs and device.type == "cuda" else None)
+
+
+def decode(
+    decoder: Decoder,
     network: PolicyNetwork,
     codec: Codec,
-    prompt_ids: Tensor,
-    prompt_mask: Tensor,
+    prompts: Sequence[Sequence[int]],
     sampling: Sampling,
-    *,
-    seed: int,
-    sample_ids: Sequence[int],
+    numbers: Tensor,
+    slots: int,
 ) -> Drawn:
-    """Draw one response per row of `prompt_ids` (B, P).
+    """Draw one response to each of the B `prompts`, at most `slots` rows at a time.
 
-    The token at position t of row b is drawn with the uniform number (seed, sample_ids[b], t), whatever else is in the
-    batch. Rows that are done leave the batch once half of it is done.
+    Args:
+        network: whose heads steer, and value the states. numbers: (B, T) float64 in [0, 1), one for each token.
     """
-    device = prompt_ids.device
-    rows, longest = len(prompt_ids), sampling.max_new_tokens
-    numbers = torch.from_numpy(
-        uniforms(seed, np.asarray(sample_ids, dtype=np.int64), np.arange(longest, dtype=np.int64))
-    ).to(device)  # (B, T) float64
-    ids = torch.full((rows, longest), codec.pad, dtype=torch.long, device=device)
-    logprobs = torch.zeros(rows, longest, device=device)
-    behaviour = torch.zeros(rows, longest, device=device) if sampling.truncates else None
-    attention = torch.zeros(rows, longest, dtype=torch.bool, device=device)
-    done = torch.zeros(rows, dtype=torch.bool, device=device)
+    device, (total, longest) = numbers.device, numbers.shape
+    valued = network.critic == "shared" and network.value_head is not None
+    ids = torch.full((total, longest), codec.pad, dtype=torch.long, device=device)
+    logprobs = torch.zeros(total, longest, device=device)
+    behaviour = torch.zeros(total, longest, device=device) if sampling.truncates else None
+    values = torch.zeros(total, longest, device=device) if valued else None
+    lengths = torch.zeros(total, dtype=torch.long, device=device)
+    ended = torch.zeros(total, dtype=torch.bool, device=device)
 
-    live = torch.arange(rows, device=device)  # rows still in the batch, in order
-    mask, step_ids, cache = prompt_mask, prompt_ids, None
-    for t in range(longest):
-        logits, cache = network.step(step_ids, mask, cache)  # (live, V)
-        token, full, drawn = _next(logits, sampling, numbers[live, t], codec.eos, t)
-        writing = live[~done[live]]
-        ids[writing, t], logprobs[writing, t] = token[~done[live]], full[~done[live]]
-        if behaviour is not None:
-            behaviour[writing, t] = drawn[~done[live]]
-        attention[writing, t] = True
-        done[writing] = ids[writing, t] == codec.eos
+    nobody = torch.zeros(0, dtype=torch.long, device=device)
+    live, age, done = nobody, nobody, nobody.bool()  # (n,) the row's sample, how many tokens it has, whether it is done
+    logits = states = None
+    waiting, steps = 0, 0
+    every = 1 if sampling.stop else LOOK_EVERY.get(device.type, LOOK_EVERY["cuda"])
+    while waiting < total or len(live):
+        room = min(slots - len(live), total - waiting)
+        if room and (not len(live) or (decoder.refills and room >= min(slots // 8 + 1, total - waiting))):
+            fresh = decoder.add(prompts[waiting : waiting + room])
+            if logits is None or states is None:
+                logits, states = fresh
+            else:
+                logits, states = torch.cat([logits, fresh[0]]), torch.cat([states, fresh[1]])
+            live = torch.cat([live, torch.arange(waiting, waiting + room, device=device)])
+            age = torch.cat([age, age.new_zeros(room)])
+            done = torch.cat([done, done.new_zeros(room)])
+            waiting += room
+        assert logits is not None and states is not None
+        steered = network.steered(logits, states) if network.steering else logits
+        token, full, drawn = _next(steered, sampling, numbers[live, age], codec.eos, age)
+        written = [(ids, token), (logprobs, full), (behaviour, drawn)]
+        if values is not None:
+            written.append((values, network.values(states)))
+        for table, column in written:
+            if table is not None:  # what is done stays as it is; no index by mask, which a GPU would have to wait for
+                table[live, age] = torch.where(done, table[live, age], column.to(table.dtype))
+        lengths[live] = torch.where(done, lengths[live], age + 1)
+        ended[live] = torch.where(done, ended[live], token == codec.eos)
         if sampling.stop:
-            _mark_stopped(done, ids, writing, t, sampling.stop, codec)
-        if done[live].all():
-            break
-        step_ids, mask = token[:, None], torch.cat([mask, mask.new_ones(len(live), 1)], 1)
-        if 2 * int(done[live].sum()) >= len(live) and hasattr(cache, "batch_select_indices"):
-            kept = (~done[live]).nonzero()[:, 0]
-            cache.batch_select_indices(kept)
-            live, step_ids, mask = live[kept], step_ids[kept], mask[kept]
-    width = int(attention.sum(1).max())
+            _mark_stopped(ended, ids, live[~done], age[~done], sampling.stop, codec)
+        done = done | ended[live] | (age + 1 == longest)
+        age = torch.where(done, age, age + 1)
+        steps += 1
+        if steps % every == 0 or steps == longest:
+            # with prompts waiting the batch is filled up again, and no step is spared by waiting
+            rows = _remaining(done, decoder.patience if waiting == total else min(decoder.patience, 1 / 8))
+            if rows is not None:
+                decoder.keep(rows)
+                live, age, done, token = live[rows], age[rows], done[rows], token[rows]
+        logits, states = decoder.step(token) if len(live) else (None, None)
+    width = int(lengths.max())
+    attention = torch.arange(width, device=device) < lengths[:, None]
     return Drawn(
-        ids[:, :width],
-        attention[:, :width],
-        logprobs[:, :width],
-        None if behaviour is None else behaviour[:, :width],
-        ~done,
+        ids=ids[:, :width],
+        attention=attention,
+        truncated=~ended,
+        logprobs=logprobs[:, :width],
+        behaviour=None if behaviour is None else behaviour[:, :width],
+        values=None if values is None else values[:, :width],
     )
 
 
-def _next(logits: Tensor, sampling: Sampling, numbers: Tensor, eos: int, t: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(token, log-probability under the full softmax, log-probability under what was drawn from), each (B,)."""
-    scaled = logits / (sampling.heat or 1.0)  # (B, V); greedy decoding is scored at temperature 1
+def _remaining(done: Tensor, patience: float) -> Tensor | None:
+    """The rows (n,) that go on once those that are done leave: in their place, with the last ones in the gaps.
+
+    None while fewer than the share `patience` of them are done.
+    """
+    gone = done.tolist()
+    count = sum(gone)
+    if not count or (count < len(gone) and count < patience * len(gone)):
+        return None
+    left = len(gone) - count
+    order = list(range(left))
+    gaps = [row for row in order if gone[row]]
+    for gap, last in zip(gaps, (row for row in range(left, len(gone)) if not gone[row]), strict=True):
+        order[gap] = last
+    return torch.tensor(order, dtype=torch.long, device=done.device)
+
+
+def _next(logits: Tensor, sampling: Sampling, numbers: Tensor, eos: int, age: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(token, log-probability under the full softmax, log-probability under what was drawn from), each (n,).
+
+    `age` (n,): how many tokens the rows have already.
+    """
+    scaled = logits / sampling.heat if sampling.heat not in (0, 1) else logits  # greedy is scored at temperature 1
+    total = scaled.logsumexp(-1)
+    if not sampling.truncates:
+        token = draw((scaled - total[:, None]).exp(), numbers)
+        full = scaled.gather(1, token[:, None])[:, 0] - total
+        return token, full, full
     allowed = scaled
-    if t < sampling.min_new_tokens:
+    if sampling.min_new_tokens:
         allowed = scaled.clone()
-        allowed[:, eos] = -math.inf
+        allowed[age < sampling.min_new_tokens, eos] = -math.inf
     if sampling.heat == 0:
         token = allowed.argmax(-1)
-        behaviour = torch.zeros_like(numbers, dtype=torch.float32)
+        behaviour = torch.zeros_like(total)
     else:
-        restricted = restrict(allowed, sampling)
-        probabilities = restricted.softmax(-1)
+        probabilities = restrict(allowed, sampling).softmax(-1)
         token = draw(probabilities, numbers)
         behaviour = probabilities.gather(1, token[:, None])[:, 0].log()
-    chosen = scaled.gather(1, token[:, None])[:, 0]
-    return token, chosen - scaled.logsumexp(-1), behaviour
+    return token, scaled.gather(1, token[:, None])[:, 0] - total, behaviour
 
 
-def _mark_stopped(done: Tensor, ids: Tensor, writing: Tensor, t: int, stop: Sequence[str], codec: Codec) -> None:
-    """Mark the rows whose text now ends in a stop string; only the tail that can hold one is decoded."""
+def _mark_stopped(ended: Tensor, ids: Tensor, rows: Tensor, places: Tensor, stop: Sequence[str], codec: Codec) -> None:
+    """Mark the samples `rows` whose text now ends, with the token at their place, in a stop string; only the tail that
+    can hold one is decoded."""
     tail = max(4 * len(text) for text in stop) + 4  # a character is at most four byte-level tokens
-    for row in writing.tolist():
-        text = codec.decode(ids[row, max(0, t + 1 - tail) : t + 1].tolist())
+    for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+        text = codec.decode(ids[row, max(0, place + 1 - tail) : place + 1].tolist())
         if any(s in text for s in stop):
-            done[row] = True
+            ended[row] = True
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:

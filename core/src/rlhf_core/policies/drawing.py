@@ -48,11 +48,11 @@ def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     rows, vocabulary = probabilities.shape
     width = math.isqrt(vocabulary - 1) + 1
     blocks = -(-vocabulary // width)
-    padded = torch.nn.functional.pad(probabilities.double(), (0, blocks * width - vocabulary))
+    padded = torch.nn.functional.pad(probabilities, (0, blocks * width - vocabulary))
     table = padded.view(rows, blocks, width)
-    sums = table.sum(-1)  # (B, blocks)
+    sums = table.sum(-1).double()  # (B, blocks)
     block, rest = _hit(sums, uniforms.to(sums) * sums.sum(-1))
-    inside, _ = _hit(table[torch.arange(rows, device=table.device), block], rest)
+    inside, _ = _hit(table[torch.arange(rows, device=table.device), block].double(), rest)
     return block * width + inside
 
 

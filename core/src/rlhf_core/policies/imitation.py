@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..functional import token_logprobs, weighted_likelihood_loss
+from ..functional import weighted_likelihood_loss
 from ..interfaces import Context, LossSum, StepStats, SupervisedTask
 from ..records import Demonstration
 from ..training.batching import by_tokens
@@ -99,5 +99,5 @@ class Imitation(SupervisedTask):
         prompt_ids, prompt_mask = pad_left([e.prompt for e in examples], self._codec.pad, device)
         ids, mask = pad_right([e.response for e in examples], self._codec.pad, device)
         with self._context.autocast():
-            logits, _, _ = self.module.response_states(prompt_ids, prompt_mask, ids, mask, values=False, steer=False)
-        return token_logprobs(logits[:, :-1], ids).masked_fill(~mask, 0.0), mask
+            found = self.module.response_states(prompt_ids, prompt_mask, ids, mask)
+            return self.module.scores(found, ids, mask, steer=False).logprobs, mask

@@ -10,6 +10,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -18,13 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import ConfigError, DataError
-from ..functional import token_entropy, token_logprobs
-from ..interfaces import Context, Needs, Outputs, Policy, Sampling, State, SupervisedTask
+from ..interfaces import Context, Generator, Needs, Outputs, Policy, Sampling, State, SupervisedTask
 from ..records import Demonstration, Prompt, Rollout, Sample
+from ..training import by_tokens
 from .base import NOBODY, Base, checkpoint_layers, copy_into, freeze_layers, shared_base
-from .config import LMConfig
-from .decoding import cut_at_stop, sample
-from .imitation import Imitation, Tokens, encode_demonstration
+from .config import LMConfig, RefillConfig
+from .decoding import Refill, cut_at_stop
+from .imitation import EVALUATION_TOKENS, Imitation, Tokens, encode_demonstration
 from .network import PolicyNetwork
 from .quantization import compute_dtype, whole_size
 from .text import Codec, pad_left, pad_right
@@ -47,7 +48,9 @@ class LanguageModel(Policy[C]):
         super().__init__(config, context)
         self.critic: Literal["none", "shared", "adapter", "separate"] = config.critic
         self.base: Base | None = None
-        options: dict[str, Any] = {"checkpointing": config.gradient_checkpointing}
+        options: dict[str, Any] = {"checkpointing": config.gradient_checkpointing, "compiled": config.compile}
+        if config.compile:
+            _check_compiler(context)
         if config.lora is None:
             model, self.tokenizer = self.load(config)
             freeze_layers(model, config.frozen_layers, context)
@@ -162,31 +165,64 @@ class LanguageModel(Policy[C]):
         self, prompts: Sequence[Prompt], sampling: Sampling, *, seed: int, sample_ids: Sequence[int] | None = None
     ) -> Rollout:
         numbers = list(range(len(prompts))) if sample_ids is None else list(sample_ids)
+        self._check_stop(sampling.stop)
         encoded = [self.codec.encode_prompt(prompt, sampling.max_new_tokens) for prompt in prompts]
         prompt_ids, prompt_mask = pad_left(encoded, self.codec.pad, self.context.device)
         self.network.eval()
         with self.context.autocast():
-            drawn = sample(self.network, self.codec, prompt_ids, prompt_mask, sampling, seed=seed, sample_ids=numbers)
+            drawn = self.engine.draw(self, encoded, sampling, seed=seed, sample_ids=numbers)
         ids = [row[mask].tolist() for row, mask in zip(drawn.ids, drawn.attention, strict=True)]
         samples = tuple(
             Sample(prompt, cut_at_stop(self.codec.decode(row), sampling.stop), tuple(row))
             for prompt, row in zip(prompts, ids, strict=True)
         )
         device = prompt_ids.device
-        return Rollout(
+        rollout = Rollout(
             samples=samples,
             prompt_ids=prompt_ids,
             prompt_mask=prompt_mask,
             response_ids=drawn.ids,
             attention=drawn.attention,
             mask=drawn.attention,
-            logprobs=drawn.logprobs,
+            logprobs=torch.zeros(drawn.ids.shape, device=device) if drawn.logprobs is None else drawn.logprobs,
             behaviour_logprobs=drawn.behaviour,
+            values=drawn.values,
             truncated=drawn.truncated,
             temperature=sampling.heat or 1.0,
             groups=torch.arange(len(prompts), device=device),
             sample_ids=torch.tensor(numbers, device=device),
         )
+        return rollout if drawn.logprobs is not None else rollout.replace(logprobs=self._evaluated(rollout))
+
+    def _evaluated(self, rollout: Rollout) -> Tensor:
+        """log-probabilities (B, T) of what an engine drew that does not know them, a part at a time."""
+        logprobs = torch.zeros_like(rollout.logprobs)
+        sizes = rollout.prompt_mask.sum(1) + rollout.lengths
+        with torch.no_grad():
+            for rows in by_tokens(sizes.tolist(), EVALUATION_TOKENS):
+                part = rollout.select(rows)
+                logprobs[rows, : part.mask.shape[1]] = self.forward(part, Needs()).logprobs
+        return logprobs
+
+    @cached_property
+    def engine(self) -> Generator[Any]:
+        """What draws responses."""
+        if self.config.engine is None:
+            return Refill(RefillConfig(), self.context.named("engine", "refill"))
+        found: Generator[Any] = self.context.component("engine", self.config.engine)
+        return found
+
+    def _check_stop(self, stop: Sequence[str]) -> None:
+        """Raises ConfigError for a stop string that the tokenizer cannot write."""
+        for text in stop:
+            written = self.codec.written(text)
+            if text not in written:
+                raise ConfigError(
+                    f"{self.context.where} sampling.stop",
+                    f"{text!r}, which no tokens make: the nearest that this tokenizer writes is {written[1:-1]!r}",
+                    "text that it can write",
+                    "take another stop string, or one without the characters that got lost",
+                )
 
     @torch.no_grad()
     def encode(self, samples: Sequence[Sample], *, temperature: float = 1.0) -> Rollout:
@@ -221,31 +257,30 @@ class LanguageModel(Policy[C]):
 
     def forward(self, rollout: Rollout, needs: Needs) -> Outputs:
         self.network.eval()  # no dropout: a token's probability is a fact, not a sample
-        values_wanted = needs.values or needs.bootstrap
+        texts = rollout.prompt_ids, rollout.prompt_mask, rollout.response_ids, rollout.attention
+        valued = needs.values or needs.bootstrap
         with self.context.autocast():
-            logits, values, hidden = self.network.response_states(
-                rollout.prompt_ids, rollout.prompt_mask, rollout.response_ids, rollout.attention, values=values_wanted
+            if valued and not _reads_the_policy(needs):
+                values = self.network.response_values(*texts)
+                return _outputs(rollout, needs, values, logprobs=torch.zeros_like(rollout.logprobs))
+            found = self.network.response_states(*texts, values=valued)
+            scored = self.network.scores(
+                found,
+                rollout.response_ids,
+                rollout.attention,
+                temperature=rollout.temperature,
+                entropy=needs.entropy,
+                top_k=needs.top_k,
             )
-        logits = logits[:, :-1]  # (B, T, V); the last position predicts beyond the response
-        if rollout.temperature != 1.0:
-            # in full precision first: a quotient in bf16 would be rounded before the softmax sees it
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / rollout.temperature
-        padding = ~rollout.attention
-        top_ids = top_logprobs = None
-        if needs.top_k:
-            top = _log_softmax(logits).topk(needs.top_k, dim=-1)
-            top_ids, top_logprobs = top.indices, top.values
-        return Outputs(
-            logprobs=token_logprobs(logits, rollout.response_ids).masked_fill(padding, 0.0),
-            values=values[:, :-1].masked_fill(padding, 0.0) if values is not None and needs.values else None,
-            bootstrap=values.gather(1, rollout.lengths[:, None])[:, 0]
-            if values is not None and needs.bootstrap
-            else None,
-            entropy=token_entropy(logits).masked_fill(padding, 0.0) if needs.entropy else None,
-            top_ids=top_ids,
-            top_logprobs=top_logprobs,
-            distribution=_log_softmax(logits).masked_fill(padding[..., None], 0.0) if needs.distribution else None,
-            hidden=hidden[:, :-1].masked_fill(padding[..., None], 0.0) if needs.hidden or needs.heads else None,
+            distribution = self.network.distribution(found, rollout.temperature) if needs.distribution else None
+        padding = ~rollout.attention[..., None]
+        return _outputs(
+            rollout,
+            needs,
+            found.values,
+            **scored._asdict(),
+            distribution=None if distribution is None else distribution.masked_fill(padding, 0.0),
+            hidden=found.states[:, :-1].masked_fill(padding, 0.0) if needs.hidden or needs.heads else None,
         )
 
     # --- the reference ---
@@ -375,6 +410,33 @@ class LanguageModel(Policy[C]):
         return f"4-bit {quantization.type} weights made whole in {dtype}"
 
 
-def _log_softmax(logits: Tensor) -> Tensor:
-    """log-probabilities (..., V), in float32 or wider."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+def _reads_the_policy(needs: Needs) -> bool:
+    """Whether anything is wanted beside values."""
+    return bool(needs.logprobs or needs.entropy or needs.top_k or needs.distribution or needs.hidden or needs.heads)
+
+
+def _outputs(rollout: Rollout, needs: Needs, values: Tensor | None, **others: Any) -> Outputs:
+    """Outputs with what `needs` asks for of the values (B, T + 1)."""
+    return Outputs(
+        values=values[:, :-1].masked_fill(~rollout.attention, 0.0) if values is not None and needs.values else None,
+        bootstrap=values.gather(1, rollout.lengths[:, None])[:, 0] if values is not None and needs.bootstrap else None,
+        **others,
+    )
+
+
+def _check_compiler(context: Context) -> None:
+    """Raises ConfigError where nothing can be compiled."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    if not context.device.startswith("cpu"):
+        return
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise ConfigError(
+            f"{context.where} compile",
+            "no C++ compiler",
+            "one that torch.compile can call",
+            "install g++ (Debian: apt-get install g++), name one in the variable CXX, or leave `compile` out",
+        ) from None

@@ -8,13 +8,38 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..functional import token_entropy, token_logprobs
 from .base import Base, Speaker, checkpoint_layers, headless
+
+LOGITS = {"cpu": 1 << 23, "cuda": 1 << 26}  # formed at a time; their float32 takes 32 and 256 MiB
+
+
+class States(NamedTuple):
+    """What a network computes at the T + 1 positions that matter for a response: those before each of its tokens, and
+    the one after the last.
+
+    states: (B, T + 1, D), what the heads read. values: (B, T + 1) float32, where index t is V before token t (and index
+    L, for a row of L tokens, V after its last). logits: (B, T + 1, V), of a model that does more than its output layer.
+    """
+
+    states: Tensor
+    values: Tensor | None
+    logits: Tensor | None
+
+
+class Scored(NamedTuple):
+    """Of each token of a response, (B, T) or (B, T, K), in float32 or wider, 0 in padding."""
+
+    logprobs: Tensor
+    entropy: Tensor | None
+    top_logprobs: Tensor | None
+    top_ids: Tensor | None
 
 
 class PolicyNetwork(Speaker):
@@ -28,6 +53,7 @@ class PolicyNetwork(Speaker):
         model: a transformers language model. base: the one that `model` is, if its layers carry adapters.
         role: the name of the policy's adapter in `base`.
         checkpointing: whether trunks made here keep only their layers' inputs for the backward pass.
+        compiled: whether trunks are compiled for scoring and updates; decoding is not.
     """
 
     def __init__(
@@ -38,11 +64,13 @@ class PolicyNetwork(Speaker):
         role: str = "",
         *,
         checkpointing: bool = False,
+        compiled: bool = False,
     ) -> None:
         super().__init__(base)
         self.lm: nn.Module = model if base is None else base.lm
         self.critic, self.role, self.critic_role = critic, role, ""
-        self.checkpointing = checkpointing
+        self.checkpointing, self.compiled = checkpointing, compiled
+        self._forms: dict[nn.Module, Any] = {}  # of trunks, compiled
         self.value_head: nn.Linear | None = None
         self.value_trunk: nn.Module | None = None
         self.action_values = nn.ModuleList()
@@ -91,7 +119,7 @@ class PolicyNetwork(Speaker):
 
     def steered(self, logits: Tensor, hidden: Tensor) -> Tensor:
         """``logits + steering * min over heads of Q`` (..., V), in float32 or wider; `hidden` (..., D) under them."""
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = wide(logits)
         with torch.autocast(hidden.device.type, enabled=False):
             weight: Any = self.action_values[0].weight
             values = torch.stack([head(hidden.to(weight.dtype)) for head in self.action_values])
@@ -129,8 +157,9 @@ class PolicyNetwork(Speaker):
         return {names.get(id(p), name): p for name, p in self.named_parameters() if p.requires_grad}
 
     @abstractmethod
-    def step(self, ids: Tensor, attention: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
-        """One step of decoding: logits (B, V) float32 after the last of `ids`, and the cache.
+    def step(self, ids: Tensor, attention: Tensor, cache: Any = None) -> tuple[Tensor, Tensor, Any]:
+        """One step of decoding: logits (B, V) float32 after the last of `ids`, the states (B, D) that the heads read
+        there, and the cache. Nothing is steered.
 
         Args:
             ids: (B, N) new tokens: first the prompt, then one by one. attention: (B, S) over all tokens so far.
@@ -151,30 +180,135 @@ class PolicyNetwork(Speaker):
         response_ids: Tensor,
         attention: Tensor,
         *,
-        values: bool,
-        steer: bool = True,
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Logits, values and hidden states at the T + 1 positions that matter for a response.
+        values: bool = False,
+    ) -> States:
+        """The hidden states at the T + 1 positions that matter for a response, and values.
 
         Args:
-            prompt_ids, prompt_mask: (B, P), left-padded. response_ids, attention: (B, T), right-padded. steer: whether
-            logits are those that are drawn from, or the language model's own.
-
-        Returns:
-            logits (B, T + 1, V), where index t is the distribution of response token t; values (B, T + 1) in float32,
-            where index t is V before token t (and index L, for a row of L tokens, V after its last); hidden (B, T + 1,
-            D), what the heads read at the same places. Logits are formed for these positions only.
+            prompt_ids, prompt_mask: (B, P), left-padded. response_ids, attention: (B, T), right-padded.
         """
         keep = response_ids.shape[1] + 1
         inputs = self.inputs(prompt_ids, prompt_mask, response_ids, attention)
         # before the policy's pass, so that backward has done with the policy's graph when it comes to the critic's
         critic = self._critic_states(inputs, keep) if values else None
-        with self.speaking(self.role), self._hidden_states() as caught:
-            logits = self._call(inputs, keep=keep, use_cache=False).logits[:, -keep:]
-        states = caught[0][:, -keep:]
-        if steer and self.steering:
-            logits = self.steered(logits, states)
-        return logits, self._values(states if critic is None else critic) if values else None, states
+        whole: Tensor | None = None
+        with self.speaking(self.role):
+            if self.plain_head:
+                states = self._run(self.trunk, inputs)[:, -keep:]
+            else:
+                with self._hidden_states() as caught:
+                    whole = self._call(inputs, keep=keep, use_cache=False).logits[:, -keep:]
+                states = caught[0][:, -keep:]
+        return States(states, self.values(states if critic is None else critic) if values else None, whole)
+
+    def response_values(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, attention: Tensor
+    ) -> Tensor:
+        """The values (B, T + 1) of `response_states` alone: a critic of its own lets the policy rest."""
+        inputs = self.inputs(prompt_ids, prompt_mask, response_ids, attention)
+        states = self._critic_states(inputs, response_ids.shape[1] + 1)
+        if states is None:
+            found = self.response_states(prompt_ids, prompt_mask, response_ids, attention, values=True).values
+            assert found is not None
+            return found
+        return self.values(states)
+
+    @cached_property
+    def plain_head(self) -> bool:
+        """Whether logits are what the output layer makes of the trunk's states, with nothing before or behind it such
+        as a scale or a cap: asked of the model itself with two tokens."""
+        device = next(self.parameters()).device
+        ids = torch.zeros(1, 1, dtype=torch.long, device=device)
+        some = torch.ones(1, 1, dtype=torch.bool, device=device)
+        inputs = self.inputs(ids, some, ids, some)
+        training = self.training
+        self.eval()  # dropout would answer for the model, and take random numbers from who asked
+        with torch.no_grad(), self.speaking(self.role), torch.autocast(device.type, enabled=False):
+            logits = self._call(inputs, keep=2, use_cache=False).logits
+            formed = self.model.get_output_embeddings()(self._run(self.trunk, inputs))
+        self.train(training)
+        return logits.shape == formed.shape and torch.allclose(logits, formed, rtol=1e-3, atol=1e-5)
+
+    def _run(self, trunk: Any, inputs: dict[str, Tensor]) -> Tensor:
+        """The states (B, S, D) of a trunk."""
+        known = inspect.signature(trunk.forward).parameters
+        arguments = {name: value for name, value in inputs.items() if name in known}
+        if self.compiled and trunk not in self._forms:
+            self._forms[trunk] = torch.compile(trunk, dynamic=True)
+        states: Tensor = self._forms.get(trunk, trunk)(**arguments, use_cache=False).last_hidden_state
+        return states
+
+    def scores(
+        self,
+        found: States,
+        ids: Tensor,
+        attention: Tensor,
+        *,
+        temperature: float = 1.0,
+        entropy: bool = False,
+        top_k: int = 0,
+        steer: bool = True,
+    ) -> Scored:
+        """What the distributions say of the tokens of a response. Logits are formed for real tokens only, and so many
+        at a time that they take a fixed amount of memory whatever the vocabulary; parts are formed again in backward.
+
+        Args:
+            found: of `response_states`. ids, attention: (B, T). steer: whether logits are those that are drawn from, or
+                the language model's own.
+        """
+        places = attention.flatten().nonzero()[:, 0]  # (N,)
+        shape, wanted = ids.shape, ids.flatten()[places]
+        states = found.states[:, :-1].flatten(0, 1).index_select(0, places)  # (N, D)
+        whole = None if found.logits is None else found.logits[:, :-1].flatten(0, 1).index_select(0, places)
+
+        def part(begin: int, end: int, states: Tensor) -> tuple[Tensor, ...]:
+            logits = self._logits(states, None if whole is None else whole[begin:end], steer=steer)
+            if temperature != 1.0:
+                logits = logits / temperature
+            answers = [token_logprobs(logits, wanted[begin:end])]
+            if entropy:
+                answers.append(token_entropy(logits))
+            if top_k:
+                top = logits.log_softmax(-1).topk(top_k, dim=-1)
+                answers += [top.values, top.indices]
+            return tuple(answers)
+
+        vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        size = max(1, LOGITS.get(states.device.type, LOGITS["cuda"]) // vocabulary)
+        parts = []
+        for begin in range(0, max(len(places), 1), size):
+            cut = states[begin : begin + size]
+            if size < len(places) and torch.is_grad_enabled():
+                parts.append(checkpoint(part, begin, begin + size, cut, use_reentrant=False))
+            else:
+                parts.append(part(begin, begin + size, cut))
+        columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+
+        def spread(column: Tensor) -> Tensor:
+            """(B, T, ...), 0 in padding."""
+            table = column.new_zeros(shape.numel(), *column.shape[1:])
+            return table.index_copy(0, places, column).view(*shape, *column.shape[1:])
+
+        spreads = iter([spread(column) for column in columns])
+        return Scored(
+            next(spreads),
+            next(spreads) if entropy else None,
+            *((next(spreads), next(spreads)) if top_k else (None, None)),
+        )
+
+    def distribution(self, found: States, temperature: float = 1.0) -> Tensor:
+        """log-probabilities (B, T, V) of the whole vocabulary, as large as they are."""
+        whole = None if found.logits is None else found.logits[:, :-1]
+        return (self._logits(found.states[:, :-1], whole, steer=True) / temperature).log_softmax(-1)
+
+    def _logits(self, states: Tensor, whole: Tensor | None, *, steer: bool) -> Tensor:
+        """Logits (..., V) in float32 or wider over the states (..., D); `whole`: what the model itself made of them."""
+        if whole is None:
+            with self.speaking(self.role):
+                whole = self.model.get_output_embeddings()(states)
+        # in full precision first: a quotient in bf16 would be rounded before the softmax sees it
+        logits = wide(whole)
+        return self.steered(logits, states) if steer and self.steering else logits
 
     def _critic_states(self, inputs: dict[str, Tensor], keep: int) -> Tensor | None:
         """(B, T + 1, D) hidden states of a critic that has its own; None where it reads the policy's.
@@ -185,21 +319,18 @@ class PolicyNetwork(Speaker):
         trunk = self.trunk if self.critic == "adapter" else self.value_trunk
         if trunk is None:
             return None
-        known = inspect.signature(trunk.forward).parameters
-        arguments = {name: value for name, value in inputs.items() if name in known}
 
         def run() -> Tensor:
             with self.speaking(self.critic_role) if self.critic == "adapter" else nullcontext():
-                states: Tensor = trunk(**arguments, use_cache=False).last_hidden_state
-            return states[:, -keep:]
+                return self._run(trunk, inputs)[:, -keep:]
 
         if self.critic == "separate" or self.checkpointing or not torch.is_grad_enabled():
             return run()
         again: Tensor = checkpoint(run, use_reentrant=False)
         return again
 
-    def _values(self, states: Tensor) -> Tensor:
-        """(B, T + 1) values from the hidden states (B, T + 1, D) that the critic reads."""
+    def values(self, states: Tensor) -> Tensor:
+        """Values (...) from the hidden states (..., D) that the critic reads."""
         head = self.value_head
         if head is None:
             raise RuntimeError("values asked of a policy without a value head: call prepare() first")
@@ -229,15 +360,12 @@ class PolicyNetwork(Speaker):
 class CausalNetwork(PolicyNetwork):
     """A decoder-only model: it reads prompt and response as one text."""
 
-    def step(self, ids: Tensor, attention: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+    def step(self, ids: Tensor, attention: Tensor, cache: Any = None) -> tuple[Tensor, Tensor, Any]:
         inputs = {"input_ids": ids, "attention_mask": attention.long(), "position_ids": positions(attention)}
         inputs["position_ids"] = inputs["position_ids"][:, -ids.shape[1] :]
         with self.speaking(self.role), self._hidden_states() as caught:
             output = self._call(inputs, keep=1, past_key_values=cache, use_cache=True)
-        logits = output.logits[:, -1].float()
-        if self.steering:
-            logits = self.steered(logits, caught[0][:, -1])
-        return logits, output.past_key_values
+        return wide(output.logits[:, -1]), caught[0][:, -1], output.past_key_values
 
     def inputs(
         self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, attention: Tensor
@@ -248,6 +376,11 @@ class CausalNetwork(PolicyNetwork):
             "attention_mask": mask.long(),
             "position_ids": positions(mask),
         }
+
+
+def wide(logits: Tensor) -> Tensor:
+    """`logits` in float32 or wider."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def positions(mask: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from ..errors import ConfigError
 from .config import Seq2SeqLMConfig
 from .language_model import LanguageModel
 from .loading import load_seq2seq_lm
-from .network import PolicyNetwork
+from .network import PolicyNetwork, wide
 from .text import Codec
 
 
@@ -39,7 +39,7 @@ class Encoded:
 class Seq2SeqNetwork(PolicyNetwork):
     """An encoder-decoder model: the encoder reads the prompt, the decoder a start token and the response."""
 
-    def step(self, ids: Tensor, attention: Tensor, cache: Encoded | None = None) -> tuple[Tensor, Any]:
+    def step(self, ids: Tensor, attention: Tensor, cache: Encoded | None = None) -> tuple[Tensor, Tensor, Any]:
         with self.speaking(self.role), self._hidden_states() as caught:
             if cache is None:
                 cache = self._encode(ids, attention)
@@ -52,10 +52,7 @@ class Seq2SeqNetwork(PolicyNetwork):
             }
             output = self._call(inputs, keep=1, past_key_values=cache.past, use_cache=True)
         cache.past = output.past_key_values
-        logits = output.logits[:, -1].float()
-        if self.steering:
-            logits = self.steered(logits, caught[0][:, -1])
-        return logits, cache
+        return wide(output.logits[:, -1]), caught[0][:, -1], cache
 
     def inputs(
         self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, attention: Tensor

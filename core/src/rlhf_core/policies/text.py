@@ -214,6 +214,10 @@ class Codec:
         """The text of sampled ids as it stands behind a prompt, without special tokens and cosmetic changes."""
         return self._text([*self._before, *ids])[self._known :]
 
+    def written(self, text: str) -> str:
+        """What the tokenizer makes of `text` inside of another: itself, unless it cannot write some of it."""
+        return self.decode(self._encoding(f"a{text}a")["input_ids"])
+
     def _text(self, ids: list[int]) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text

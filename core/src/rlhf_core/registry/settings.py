@@ -18,7 +18,10 @@ class PipelineSettings(Config):
     description: str = Field(default="", description="one line for lists of pipelines")
     seed: int = Field(default=0, ge=0, description="all randomness of a run is derived from it")
     policy: Annotated[str, RefTo("policy")] = Field(description="the policy that is trained and evaluated")
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of forward and backward passes")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto",
+        description="of forward and backward passes; auto: bf16 where the hardware is fast at it",
+    )
     dtype: Literal["float32", "bfloat16", "float64"] = Field(default="float32", description="of the parameters")
     device: str = Field(
         default="auto",

@@ -82,7 +82,8 @@ class StageData(TrainingData):
         rollout, online = self.sampler.rollout(
             chosen, samples_per_prompt, sampling or self.sampling, wanted, seed=seed, learn=True
         )
-        rollout = self.shaped(rollout)
+        with self.sampler.context.clock("shaping"):
+            rollout = self.shaped(rollout)
         self.stats.update({**_statistics(rollout), **online})
         return rollout
 
@@ -113,7 +114,8 @@ class StageData(TrainingData):
             )
 
     def rescore(self, rollout: Rollout, needs: Needs | None = None) -> Rollout:
-        return self.sampler.evaluated(rollout, self.needs if needs is None else needs, rescore=True)
+        with self.sampler.context.clock("scoring"):
+            return self.sampler.evaluated(rollout, self.needs if needs is None else needs, rescore=True)
 
     def feedback(self, kind: str | None = None) -> Iterator[Feedback]:
         for source in self.sources:

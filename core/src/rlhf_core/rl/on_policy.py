@@ -135,18 +135,23 @@ class OnPolicyOptimizer(PolicyOptimizer[C]):
         return ()
 
     def step(self, data: TrainingData) -> StepStats:
-        config = self.config
         rollout = self.sample(data)
+        with self.context.clock("update"):
+            return self._learn(rollout, data.step)
+
+    def _learn(self, rollout: Rollout, step: int) -> StepStats:
+        """Every epoch over the samples of a step."""
+        config = self.config
         prepared = self.prepare(rollout)
         live, sizes = rollout.mask.any(1).tolist(), rollout_sizes(rollout)  # once: each costs a GPU a wait
         history: list[dict[str, float]] = []
         for epoch in range(config.epochs):
-            order = permutation(derive_seed(self.context.seed, "minibatches", data.step, epoch), len(rollout))
+            order = permutation(derive_seed(self.context.seed, "minibatches", step, epoch), len(rollout))
             for start in range(0, len(order), config.minibatch_size):
                 rows = [row for row in order[start : start + config.minibatch_size] if live[row]]
                 if not rows:
                     continue
-                stats, went_on = self._update(rollout, prepared, rows, sizes, data.step)
+                stats, went_on = self._update(rollout, prepared, rows, sizes, step)
                 history.append(stats)
                 if not went_on:
                     return self._summary(history, stopped=True)

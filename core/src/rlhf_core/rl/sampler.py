@@ -51,12 +51,14 @@ class Sampler:
         mine = share(len(prompts), self.context.accelerator)
         repeated = [prompts[i] for i in mine for _ in range(samples_per_prompt)]
         ids = [i * samples_per_prompt + k for i in mine for k in range(samples_per_prompt)]
-        with within_generation(self.policy, prompts, samples_per_prompt, sampling, training=learn):
+        clock = self.context.clock
+        with clock("generation"), within_generation(self.policy, prompts, samples_per_prompt, sampling, training=learn):
             rollout = self.environment.rollout(self.policy, repeated, sampling, seed=seed, sample_ids=ids)
         groups = torch.tensor([i for i in mine for _ in range(samples_per_prompt)], device=rollout.mask.device)
-        rollout = self.evaluated(rollout.replace(groups=groups), needs, rescore=self.rescore)
+        with clock("scoring"):
+            rollout = self.evaluated(rollout.replace(groups=groups), needs, rescore=self.rescore)
         stats: StepStats = {}
-        with within_rewards(self.context, rollout, len(prompts), samples_per_prompt, training=learn):
+        with clock("reward"), within_rewards(self.context, rollout, len(prompts), samples_per_prompt, training=learn):
             for name, model in self.mix.models.items():
                 if learn and isinstance(model, OnlineReward):
                     update = model.update(rollout, self.score_logprobs)
@@ -66,10 +68,14 @@ class Sampler:
 
     @torch.no_grad()
     def evaluated(self, rollout: Rollout, needs: Needs, *, rescore: bool) -> Rollout:
-        """`rollout` with what `needs` asks for, computed in parts; `rescore` replaces `logprobs` as well."""
-        needs = replace(needs, distribution=False, hidden=False, heads=0)  # too large to keep: for updates only
+        """`rollout` with what `needs` asks for and decoding has not recorded, computed in parts; `rescore` replaces
+        `logprobs` as well."""
+        recorded = needs.values and rollout.values is not None and not rescore and not needs.bootstrap
+        rollout = rollout if recorded else rollout.replace(values=None)
+        # the latter three are too large to keep: for updates only
+        needs = replace(needs, values=needs.values and not recorded, distribution=False, hidden=False, heads=0)
         if rescore or needs.values or needs.bootstrap or needs.entropy or needs.top_k:
-            out = self._forward(rollout, needs)
+            out = self._forward(rollout, replace(needs, logprobs=rescore))
             found = {name: value for name, value in vars(out).items() if value is not None and name != "logprobs"}
             rollout = rollout.replace(**found, **({"logprobs": out.logprobs} if rescore else {}))
         if needs.reference:
@@ -114,9 +120,13 @@ class Sampler:
         references: list[Tensor] = []
         for start in range(0, len(samples), 32):
             chunk = samples[start : start + 32]
-            with within_memory(self.policy.context, "scoring under the policy", f"{len(chunk)} texts"):
+            clock = self.context.clock
+            with (
+                clock("scoring"),
+                within_memory(self.policy.context, "scoring under the policy", f"{len(chunk)} texts"),
+            ):
                 rollout = self.policy.encode(chunk)
             policies.append(rollout.logprobs.sum(1))
-            with self.policy.as_reference():
+            with clock("scoring"), self.policy.as_reference():
                 references.append(self._forward(rollout, Needs(), "reference").logprobs.sum(1))
         return torch.cat(policies), torch.cat(references)

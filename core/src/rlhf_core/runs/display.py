@@ -101,6 +101,21 @@ class Display:
         parts = [_held_out(stage)] + ([_held_out(stage["baseline"])] if "baseline" in stage else [])
         self.console.print(f"held-out feedback: {escape('; baseline '.join(parts))}")
 
+    def profile(self, directory: Any) -> None:
+        """Where the time of steps went, per stage: what `--profile` is for."""
+        from .directory import TIMINGS, Log
+        from .profile import profiles
+
+        table = Table("stage", "phase", title="profile: where the time of steps went", title_justify="left")
+        for column in ("steps", "a step (median)", "share"):
+            table.add_column(column, justify="right")
+        for stage in profiles(Log(directory / TIMINGS)):
+            for place, phase in enumerate(stage.phases):
+                name = escape(stage.stage) if place == 0 else ""
+                last = place + 1 == len(stage.phases)
+                table.add_row(name, escape(phase.name), str(phase.steps), phase.step, phase.percent, end_section=last)
+        self.console.print(table)
+
     def finish(self, directory: Any, summary: Mapping[str, Any], report: Any) -> None:
         """Two samples, how long it took, and where everything is."""
         from .directory import SAMPLES, Log

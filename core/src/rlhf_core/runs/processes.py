@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, PluginError, RLHFError, RunError
-from ..registry import ResolvedPipeline
+from ..registry import PipelineSettings, ResolvedPipeline
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -30,12 +30,26 @@ def start(resolved: ResolvedPipeline) -> Accelerator:
     # without an accelerator several processes only find each other if told that they are on CPUs
     lonely = settings.device == "auto" and not torch.accelerator.is_available() and "RANK" in os.environ
     AcceleratorState._reset_state()  # a second run in one process may want another precision
+    on_cpu = settings.device == "cpu" or lonely
     return Accelerator(
-        cpu=settings.device == "cpu" or lonely,
-        mixed_precision="bf16" if settings.precision == "bf16" else "no",
+        cpu=on_cpu,
+        mixed_precision="bf16" if _in_bf16(settings, on_cpu) else "no",
         log_with=trackers or None,
         project_dir="." if trackers else None,  # moved into the run directory once there is one
     )
+
+
+def _in_bf16(settings: PipelineSettings, on_cpu: bool) -> bool:
+    """Whether products are in bfloat16; by default only over float32 parameters, others keep to what they are."""
+    import torch
+
+    if settings.precision != "auto":
+        return settings.precision == "bf16"
+    if settings.dtype != "float32":
+        return False
+    if on_cpu or not torch.accelerator.is_available():
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def agree(accelerator: Accelerator, choose: Callable[[], Path]) -> Path:

@@ -22,6 +22,7 @@ from jinja2 import Environment, StrictUndefined
 
 from ..errors import RunError
 from .directory import METRICS, PROVENANCE, REGISTRY, REPORT, SAMPLES, SUMMARY, TIMINGS, Log, write_atomically
+from .profile import profiles
 from .wording import Table, clean, date, duration, finite, fixed, mapping, number, places_of, real
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def _contents(directory: Path) -> dict[str, Any]:
         "facts": _facts(seed, provenance),
         "files": mapping(provenance.get("files")),
         "times": times,
+        "profiles": profiles(timings),
         "again": shlex.join(["rlhf", "run", str(pipeline), "--registry", REGISTRY, "--set", f"seed={seed}"]),
     }
 

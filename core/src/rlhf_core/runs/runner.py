@@ -8,18 +8,32 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ruamel.yaml import YAML
 
 from ..errors import ConfigError, RunError
-from ..interfaces import Component, ComponentSpec, Context, Policy, Stage, StageConfig, State, StepStats
+from ..interfaces import (
+    Clock,
+    Component,
+    ComponentSpec,
+    Context,
+    Policy,
+    Stage,
+    StageConfig,
+    State,
+    StepStats,
+    SupervisedConfig,
+)
 from ..randomness import derive_seed, seed_everything
 from ..registry import ResolvedPipeline, ResolvedStage, load_function
 from . import checkpoint
+from .collector import Collector
 from .directory import CHECKPOINTS, METRICS, PROVENANCE, REGISTRY, SAMPLES, SUMMARY, TIMINGS, Log, write_json
 from .display import Display
+from .profile import device_done
 from .provenance import provenance
 from .signals import Interrupted, PoliteStop
 from .watch import Watch
@@ -53,12 +67,13 @@ class Runner:
         display: Display,
         *,
         dry_run: bool = False,
+        profile: bool = False,
     ) -> None:
         self.resolved, self.plugins, self.directory, self.display = resolved, plugins, directory, display
         self.pipeline, self.seed = resolved.name, resolved.settings.seed
         self.artefacts: dict[str, Any] = {}
         self.warnings: list[str] = []
-        self.dry_run = dry_run
+        self.dry_run, self.profile = dry_run, profile
         self.accelerator = accelerator
         configuration = accelerator.project_configuration
         configuration.project_dir = configuration.logging_dir = str(directory)
@@ -73,6 +88,7 @@ class Runner:
             kind="pipeline",
             id=resolved.name,
             policy=resolved.settings.policy,
+            clock=Clock(wait=device_done(self.accelerator.device) if profile else None),
             functions={name: load_function(f, resolved.root) for name, f in resolved.functions.items()},
         )
         self._components: dict[tuple[str, str], Component[Any]] = {}
@@ -172,9 +188,11 @@ class Runner:
         total = min(stage.total, 1) if self.dry_run else stage.total
         self._steps[name] = stage.total
         self.display.stage(name, stage.total, done)
-        try:
+        with Collector(clean=index > 0 and total > 1) as collector, ExitStack() as afterwards:
+            afterwards.callback(self.display.close_stage)
             for step in range(done, total):
-                self._step(stage, declared, step, watch)
+                with collector.off():
+                    self._step(stage, declared, step, watch)
                 if watch.satisfied:
                     watch.stopped_at = step + 1
                     self.display.say(f"{name}: stopped at step {step + 1}, {watch.reason}")
@@ -187,8 +205,6 @@ class Runner:
                     raise Interrupted(
                         self._stop.number, self.directory, f"rlhf run {self.pipeline} --resume --out {self.directory}"
                     )
-        finally:
-            self.display.close_stage()
         if watch.best_value is not None:
             self.accelerator.wait_for_everyone()  # until the main process has written it
             (stage.trained() or self.policy).load_state_dict(checkpoint.load(self._best(name)))
@@ -200,23 +216,31 @@ class Runner:
     def _step(self, stage: Stage[Any], declared: ResolvedStage, step: int, watch: Watch) -> None:
         """One step: seeded, timed, evaluated if it is its turn, logged."""
         seed_everything(derive_seed(self.seed, "step", declared.id, step))
-        started = time.perf_counter()
-        stats = dict(stage.step(step))
+        clock = self.context.clock
+        clock.reset()
+        supervised = isinstance(declared.config, SupervisedConfig) or stage.trained() is not None
+        with clock("update" if supervised else "overhead"):  # less the phases that the stage marks
+            stats = dict(stage.step(step))
         every = declared.config.evaluate_every  # type: ignore[attr-defined]
         if every and (step + 1) % every == 0:
-            measured = stage.evaluate()
-            if watch.look(measured, declared.id, step + 1) and self._main:
-                checkpoint.save(self._best(declared.id), (stage.trained() or self.policy).state_dict())
+            with clock("evaluation", whole=True):
+                measured = stage.evaluate()
+                if watch.look(measured, declared.id, step + 1) and self._main:
+                    checkpoint.save(self._best(declared.id), (stage.trained() or self.policy).state_dict())
             stats.update({f"eval/{name}": value for name, value in measured.items()})
-        self._log(declared.id, step + 1, stats, time.perf_counter() - started)
+        self._log(declared.id, step + 1, stats)
         self.display.step(declared.id, step + 1, stage.total, stats)
         self._notify("rlhf_step_finished", run=self, stage=declared.id, step=step + 1, stats=stats)
 
-    def _log(self, stage: str, step: int, stats: StepStats, seconds: float) -> None:
+    def _log(self, stage: str, step: int, stats: StepStats) -> None:
         self._global_step += 1
         if self._main:
             self._metrics.append({"stage": stage, "step": step, **stats})
-            self._timings.append({"stage": stage, "step": step, "seconds": round(seconds, 4)})
+            phases = self.context.clock.seconds
+            times: dict[str, Any] = {"seconds": round(sum(phases.values()), 4)}
+            if self.profile:
+                times["phases"] = {phase: round(seconds, 4) for phase, seconds in phases.items()}
+            self._timings.append({"stage": stage, "step": step, **times})
         if self.resolved.settings.trackers:
             self.accelerator.log(stats, step=self._global_step)
 

@@ -68,8 +68,10 @@ class OptimizeConfig(StageConfig):
         default="stage-start",
         description="stage-start: the policy as this stage found it; base: before any training; or a path",
     )
-    old_logprobs: Literal["auto", "recorded", "rescored"] = Field(
-        default="auto", description="as recorded while decoding, or evaluated again; auto: again under mixed precision"
+    old_logprobs: Literal["recorded", "rescored"] = Field(
+        default="recorded",
+        description="the policy's log-probabilities of what it drew: as recorded while decoding, or evaluated again, "
+        "as they always are where an engine records none",
     )
     forward_tokens: int = Field(default=32_768, ge=1, description="most tokens in a forward pass without gradients")
     evaluation: EvaluationConfig | None = Field(default=None, description="what `evaluate_every` measures")

@@ -25,10 +25,12 @@ class Optimize(Stage[OptimizeConfig]):
         self._fix_reference(run)
         self.optimizer.bind(run.policy, config.steps)
 
-        mixed = run.accelerator.mixed_precision != "no"
-        rescore = config.old_logprobs == "rescored" or (config.old_logprobs == "auto" and mixed)
         self.sampler = build_sampler(
-            run, config.rewards, config.environment, forward_tokens=config.forward_tokens, rescore=rescore
+            run,
+            config.rewards,
+            config.environment,
+            forward_tokens=config.forward_tokens,
+            rescore=config.old_logprobs == "rescored",
         )
         needs = self.optimizer.config.needs
         for shaper in self.shapers.values():

@@ -13,8 +13,13 @@ Size = int | tuple[int, ...]
 """Tokens of a row; a tuple where its parts are padded apart, such as (prompt, response)."""
 
 
+PADDING = 64, 8  # tokens that cost less than another pass would, and the share of a run, one in so many
+
+
 def by_tokens(sizes: Sequence[Size], budget: int, rows: Sequence[int] | None = None) -> Iterator[list[int]]:
     """Cut `rows` into runs of similar length whose padded size stays within `budget`.
+
+    A run also ends where the length of the next row would make too much of it padding.
 
     Args:
         sizes: tokens of every row, indexed by row number.
@@ -27,12 +32,15 @@ def by_tokens(sizes: Sequence[Size], budget: int, rows: Sequence[int] | None = N
     parts = [size if isinstance(size, tuple) else (size,) for size in sizes]
     run: list[int] = []
     widest: tuple[int, ...] = ()
+    real = 0
     for row in sorted(range(len(sizes)) if rows is None else rows, key=lambda r: sum(parts[r])):
         wider = tuple(map(max, widest, parts[row])) if run else parts[row]
-        if run and sum(wider) * (len(run) + 1) > budget:
+        padded, filled = sum(wider) * (len(run) + 1), real + sum(parts[row])
+        if run and (padded > budget or padded - filled > max(PADDING[0], padded // PADDING[1])):
             yield run
-            run, wider = [], parts[row]
+            run, wider, filled = [], parts[row], sum(parts[row])
         run.append(row)
+        real = filled
         widest = wider
     if run:
         yield run

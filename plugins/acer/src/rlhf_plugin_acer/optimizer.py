@@ -79,14 +79,19 @@ class ACER(PolicyOptimizer[ACERConfig]):
         rollout = data.rollout(
             config.prompts_per_step, samples_per_prompt=config.samples_per_prompt, needs=config.needs
         )
-        device, history = rollout.mask.device, []
+        with self.context.clock("update"):
+            return self._learn(rollout, data.step)
+
+    def _learn(self, rollout: Rollout, step: int) -> StepStats:
+        """The update from fresh samples, and those from replayed ones."""
+        config, device, history = self.config, rollout.mask.device, []
         fresh = self.replay.add(rollout)
         if fresh is not None:
-            history.append(self._update(fresh.to(device), data.step))
+            history.append(self._update(fresh.to(device), step))
         for turn in range(config.replay_ratio if len(self.replay) else 0):
-            seed = derive_seed(self.context.seed, "replay", data.step, turn)
+            seed = derive_seed(self.context.seed, "replay", step, turn)
             drawn = self.replay.draw(config.replay_size or config.samples_per_step, seed)
-            history.append(self._update(drawn.to(device), data.step))
+            history.append(self._update(drawn.to(device), step))
         return self._summary(history)
 
     # --- an update ---

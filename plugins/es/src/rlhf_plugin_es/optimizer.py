@@ -78,7 +78,8 @@ class ES(PolicyOptimizer[ESConfig]):
         scores: list[Tensor] = []
         try:
             for member in range(config.population):
-                self._place(start, {member // 2: sigma if member % 2 == 0 else -sigma}, step)
+                with self.context.clock("update"):
+                    self._place(start, {member // 2: sigma if member % 2 == 0 else -sigma}, step)
                 rollout = data.rollout(prompts, needs=config.needs)
                 if rollout.rewards is None or rollout.score is None:
                     raise ConfigError(self.context.where, "a rollout without rewards", "scores and shaped rewards")
@@ -88,11 +89,13 @@ class ES(PolicyOptimizer[ESConfig]):
                     raise refusal(self.context, self.policy, rollout, {}, f"reward {float(earned[-1].sum())}", step)
                 scores.append(rollout.score[live].double().cpu())
         finally:
-            self._place(start, {}, step)
-        fitness = mean_rewards(earned)  # (N,) nan where all samples abstained
-        weights = pair_weights(fitness, config.fitness)  # (N / 2,)
-        shifts = {pair: rate / config.population * weight for pair, weight in enumerate(weights.tolist())}
-        self._place(start, shifts, step)
+            with self.context.clock("update"):
+                self._place(start, {}, step)
+        with self.context.clock("update"):
+            fitness = mean_rewards(earned)  # (N,) nan where all samples abstained
+            weights = pair_weights(fitness, config.fitness)  # (N / 2,)
+            shifts = {pair: rate / config.population * weight for pair, weight in enumerate(weights.tolist())}
+            self._place(start, shifts, step)
 
         judged = fitness[~fitness.isnan()]
         stats = {"es/equal_pairs": float((weights == 0).double().mean()), "es/step_norm": self._distance(start),

@@ -84,11 +84,12 @@ class ILQL(PolicyOptimizer[ILQLConfig]):
             self._examples = list(zip(found, self._encoded(found), strict=True))
         batch = self._next()
         self.policy.steering = 0.0  # the loss is about the model itself
-        try:
-            stats = self._update(batch, data.step)
-        finally:
-            self.policy.steering = self.config.beta
-        self._follow()
+        with self.context.clock("update"):
+            try:
+                stats = self._update(batch, data.step)
+            finally:
+                self.policy.steering = self.config.beta
+            self._follow()
         return {**stats, "feedback/reward": sum(j.reward for j, _ in batch) / len(batch)}
 
     def _update(self, batch: Sequence[Example], step: int) -> StepStats:

@@ -84,18 +84,22 @@ class TRPO(PolicyOptimizer[TRPOConfig]):
         rollout = data.rollout(
             config.prompts_per_step, samples_per_prompt=config.samples_per_prompt, needs=config.needs
         )
+        with self.context.clock("update"):
+            return self._learn(rollout, data.step)
+
+    def _learn(self, rollout: Rollout, step: int) -> StepStats:
+        """The step that the samples of `rollout` give."""
+        config = self.config
         prepared, stats = self._prepare(rollout)
         rows = [row for row, tokens in enumerate(rollout.mask.sum(1).tolist()) if tokens]
         if not rows:
             return {"policy/accepted": 0.0}  # all samples abstained
         parts = self._parts(rollout, prepared, rows)
-        sample = (
-            parts if config.fisher_tokens is None else self._parts(rollout, prepared, self._some(rollout, data.step))
-        )
+        sample = parts if config.fisher_tokens is None else self._parts(rollout, prepared, self._some(rollout, step))
 
         widest = max((part.rollout for part in parts), key=lambda cut: cut.mask.numel(), default=rollout)
         with within_update(self.context, self.policy, config.micro_batch_tokens, widest, self.gradient):
-            return {**stats, **self._improve(rollout, prepared, parts, sample, data.step)}
+            return {**stats, **self._improve(rollout, prepared, parts, sample, step)}
 
     def _improve(
         self,

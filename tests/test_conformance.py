@@ -120,6 +120,10 @@ EXAMPLES: dict[str, Any] = {
         {"fresh": T5, "lora": {"r": 2}, "quantization": {}, "critic": "adapter"},
     ],
     "policy/qlora": [{"fresh": WIDE, "lora": {"r": 2}}, {"fresh": WIDE, "lora": {"r": 2}, "critic": "adapter"}],
+    "engine/refill": [{}, {"slots": 2}],
+    "engine/compaction": [{}],
+    "engine/continuous": [{}, {"slots": 2}],
+    "engine/vllm": [{}],  # no server is asked for anything before the first draw
     "prompts/jsonl": rows(PROMPTS),
     "prompts/dataset": rows(PROMPTS, limit=1),
     "prompts/feedback": [{"feedback": "toy"}],

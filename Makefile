@@ -1,4 +1,4 @@
-# make quickstart | test | test-slow | check | schema | bench-rewards | bench-learning | bench-peers | bench-memory | bench-gpu; each makes the virtual environment it needs.
+# make quickstart | test | test-slow | check | schema | bench | bench-rewards | bench-learning | bench-peers | bench-memory | bench-gpu; each makes the virtual environment it needs.
 PYTHON ?= python3
 VENV := .venv
 PLUGINS := $(wildcard plugins/*)
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # nothing in the tests or the quickstart needs the network
 export HF_HUB_OFFLINE = 1
 
-.PHONY: quickstart test test-slow check schema bench-rewards bench-learning bench-peers bench-memory bench-gpu clean
+.PHONY: quickstart test test-slow check schema bench bench-rewards bench-learning bench-peers bench-memory bench-gpu clean
 
 # made anew when the pins or a distribution's metadata change
 $(VENV)/.made: constraints.txt core/pyproject.toml $(wildcard plugins/*/pyproject.toml)
@@ -30,6 +30,9 @@ check: $(VENV)/.made
 
 schema: $(VENV)/.made
 	$(BIN)/rlhf schema --out registry.schema.json
+
+bench: $(VENV)/.made
+	$(BIN)/python benchmarks/speed.py --out speed.json
 
 bench-rewards: $(VENV)/.made
 	$(BIN)/python benchmarks/rewards.py

@@ -270,12 +270,12 @@ def environment(version: str, folder: Path) -> Path:
 # --- the comparison ---
 
 
-def train(job: dict[str, Any], python: Path, script: Path, work: Path) -> dict[str, Any]:
+def train(job: dict[str, Any], python: Path, script: Path, work: Path, threads: int = 1) -> dict[str, Any]:
     """Run a job in a process of its own; what it answers."""
     out = Path(job["out"])
     out.mkdir(parents=True)
     (out / "job.json").write_text(json.dumps(job))
-    quiet = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
+    quiet = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
              "HF_HUB_DISABLE_TELEMETRY": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "CUDA_VISIBLE_DEVICES": "",
              "ACCELERATE_USE_CPU": "true"}  # fmt: skip
     with (out / "log.txt").open("w") as log:

@@ -11,6 +11,7 @@ import argparse
 import importlib.metadata
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,21 +50,20 @@ class Clock(TrainerCallback):
 
 
 class Rule(nn.Module):
-    """The rule in the shape of a reward model as TRL's PPO calls one: a backbone, and a head over its states.
+    """A rule in the shape of a reward model as TRL's PPO calls one: a backbone, and a head over its states.
 
-    It is handed prompt and response together; a prompt ends with the first colon. Every place has the score.
+    Args:
+        judge: from ids and attention (B, N), prompt and response together, to scores (B,). Every place has the score.
     """
 
     base_model_prefix = "backbone"
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, judge: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
-        self.tokenizer = tokenizer
+        self.judge = judge
 
     def backbone(self, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Any:
-        rows = [ids[mask].tolist() for ids, mask in zip(input_ids, attention_mask.bool(), strict=True)]
-        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        scores = torch.tensor([score(text.split(":", 1)[1]) for text in texts])  # (B,)
+        scores = self.judge(input_ids, attention_mask.bool())  # (B,)
         return SimpleNamespace(hidden_states=[scores[:, None, None].expand(*input_ids.shape, 1)])
 
     def score(self, states: Tensor) -> Tensor:
@@ -77,9 +77,10 @@ def arguments(job: dict[str, Any]) -> dict[str, Any]:
         "output_dir": job["out"], "seed": job["seed"], "learning_rate": settings["learning_rate"],
         "lr_scheduler_type": "constant", "optim": "adamw_torch", "adam_beta1": settings["betas"][0],
         "adam_beta2": settings["betas"][1], "adam_epsilon": settings["adam_eps"],
-        "weight_decay": settings["weight_decay"], "temperature": settings["temperature"], "bf16": False,
-        "gradient_checkpointing": False, "use_cpu": True, "dataloader_pin_memory": False, "report_to": "none",
-        "save_strategy": "no", "logging_steps": 1000, "disable_tqdm": True, "gradient_accumulation_steps": 1,
+        "weight_decay": settings["weight_decay"], "temperature": settings["temperature"],
+        "bf16": job.get("bf16", False), "gradient_checkpointing": False, "use_cpu": True,
+        "dataloader_pin_memory": False, "report_to": "none", "save_strategy": "no", "logging_steps": 1000,
+        "disable_tqdm": True, "gradient_accumulation_steps": 1,
     }  # fmt: skip
 
 
@@ -98,7 +99,18 @@ def ppo_arguments(job: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def ppo(job: dict[str, Any], model: Any, tokenizer: Any) -> Any:
+def by_text(tokenizer: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """`score` of what stands behind the first colon, with which a prompt ends, as a judge of `Rule`."""
+
+    def judge(input_ids: Tensor, attention: Tensor) -> Tensor:
+        rows = [ids[mask].tolist() for ids, mask in zip(input_ids, attention, strict=True)]
+        texts = tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return torch.tensor([score(text.split(":", 1)[1]) for text in texts])
+
+    return judge
+
+
+def ppo(job: dict[str, Any], model: Any, tokenizer: Any, judge: Callable[[Tensor, Tensor], Tensor]) -> Any:
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     critic = AutoModelForSequenceClassification.from_pretrained(job["start"], num_labels=1, dtype=torch.float32)
@@ -109,14 +121,14 @@ def ppo(job: dict[str, Any], model: Any, tokenizer: Any) -> Any:
         processing_class=tokenizer,
         model=model,
         ref_model=AutoModelForCausalLM.from_pretrained(job["start"], dtype=torch.float32),
-        reward_model=Rule(tokenizer),
+        reward_model=Rule(judge),
         value_model=critic,
         train_dataset=Dataset.from_list([{"input_ids": tokenizer(prompt).input_ids} for prompt in job["prompts"]]),
     )
 
 
-def grouped(job: dict[str, Any], model: Any, tokenizer: Any) -> Any:
-    """RLOO or GRPO."""
+def grouped(job: dict[str, Any], model: Any, tokenizer: Any, rule: Callable[..., list[float]]) -> Any:
+    """RLOO or GRPO, paid by `rule`."""
     import trl
 
     settings = job["settings"]
@@ -138,7 +150,7 @@ def grouped(job: dict[str, Any], model: Any, tokenizer: Any) -> Any:
     return getattr(trl, f"{name}Trainer")(
         model=model,
         args=getattr(trl, f"{name}Config")(**options),
-        reward_funcs=reward,
+        reward_funcs=rule,
         processing_class=tokenizer,
         train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in job["prompts"]]),
     )
@@ -153,7 +165,10 @@ def main() -> None:
     out, settings = Path(job["out"]), job["settings"]
     tokenizer = AutoTokenizer.from_pretrained(job["start"], padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(job["start"], dtype=torch.float32)
-    trainer = (ppo if job["algorithm"] == "ppo" else grouped)(job, model, tokenizer)
+    if job["algorithm"] == "ppo":
+        trainer = ppo(job, model, tokenizer, by_text(tokenizer))
+    else:
+        trainer = grouped(job, model, tokenizer, reward)
 
     steps = settings["samples"] // (settings["prompts"] * settings["samples_per_prompt"])
     if job["algorithm"] != "ppo":  # a step of theirs is an update of the weights; one of PPO's is all of a batch

@@ -135,14 +135,11 @@ class LlamaDecoder(Decoder):
 
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         """(n, heads x d) from q (n, heads, d), keys and values (n, kv_heads, S, d), bias (n, S)."""
+        grouped = q.view(len(q), self.kv_heads, -1, self.width)  # queries of the same keys as if at one place each
         if self.device.type != "cpu" or self.dtype != torch.bfloat16:
-            found = scaled_dot_product_attention(
-                q[:, :, None], keys, values, attn_mask=bias[:, None, None].to(self.dtype), scale=self.scale,
-                enable_gqa=self.heads != self.kv_heads,
-            )  # fmt: skip
-            return found.flatten(1)
+            mask = bias[:, None, None].to(self.dtype)
+            return scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=self.scale).flatten(1)
         # a CPU's fused attention is slow in bfloat16 for a single query
-        grouped = q.view(len(q), self.kv_heads, -1, self.width)  # (n, kv_heads, heads of each, d)
         scores = torch.add(bias[:, None, None], grouped @ keys.mT, alpha=self.scale)  # in float32
         attended: Tensor = scores.softmax(-1).to(self.dtype) @ values
         return attended.flatten(1)
@@ -175,6 +172,7 @@ class LlamaDecoder(Decoder):
         slots = max(rows, slots)
         if positions > reach:
             reach = positions + max(GROWTH.get(self.device.type, GROWTH["cuda"]), positions // 16)
+            reach = -(-reach // 16) * 16  # fused attention wants rows of its mask aligned
         if self.graphs is not None:
             self.graphs.forget()
         old = self.cache

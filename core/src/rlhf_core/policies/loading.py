@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 from ..errors import ConfigError
 from ..interfaces import Context
 from ..records import Comparison, Demonstration, Edit, Feedback
+from .attention import use_plain_attention
 
 if TYPE_CHECKING:
     from .config import FreshModel, FreshTokenizer, LMConfig, Quantization
@@ -232,6 +233,12 @@ def load_pair(auto_class: Any, config: Origin, context: Context) -> tuple[Any, A
     Raises:
         ConfigError: as `load_pretrained`; sizes do not fit together; 4 bits cannot be had here.
     """
+    model, tokenizer = _load_pair(auto_class, config, context)
+    use_plain_attention(model)
+    return model, tokenizer
+
+
+def _load_pair(auto_class: Any, config: Origin, context: Context) -> tuple[Any, Any]:
     if config.fresh is not None:
         model, tokenizer = fresh_pair(auto_class, config.fresh, context)
         if config.quantization is not None:

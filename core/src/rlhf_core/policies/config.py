@@ -22,7 +22,7 @@ class FreshModel(Config):
     """A model with random weights, for trying things out and for tests."""
 
     architecture: str = Field(default="llama", description="a transformers model type: llama, gpt2, qwen3, ...")
-    sizes: dict[str, int | float | bool | str] = Field(
+    sizes: dict[str, int | float | bool | str | None] = Field(
         default_factory=dict, description="arguments of its transformers config, such as hidden_size"
     )
     tokenizer: FreshTokenizer = Field(description="how its tokenizer is made")

@@ -104,18 +104,18 @@ def decode(
         network: whose heads steer, and value the states. numbers: (B, T) float64 in [0, 1), one for each token.
     """
     device, (total, longest) = numbers.device, numbers.shape
-    valued = network.critic == "shared" and network.value_head is not None
     ids = torch.full((total, longest), codec.pad, dtype=torch.long, device=device)
     logprobs = torch.zeros(total, longest, device=device)
     behaviour = torch.zeros(total, longest, device=device) if sampling.truncates else None
-    values = torch.zeros(total, longest, device=device) if valued else None
+    head = network.value_head if network.critic == "shared" else None
+    values = None if head is None else torch.zeros(total, longest, device=device, dtype=head.weight.dtype)
     lengths = torch.zeros(total, dtype=torch.long, device=device)
     ended = torch.zeros(total, dtype=torch.bool, device=device)
 
     nobody = torch.zeros(0, dtype=torch.long, device=device)
     live, age, done = nobody, nobody, nobody.bool()  # (n,) the row's sample, how many tokens it has, whether it is done
     logits = states = None
-    waiting, steps = 0, 0
+    waiting, steps, begun = 0, 0, 0
     every = 1 if sampling.stop else LOOK_EVERY.get(device.type, LOOK_EVERY["cuda"])
     while waiting < total or len(live):
         room = min(slots - len(live), total - waiting)
@@ -128,11 +128,12 @@ def decode(
             live = torch.cat([live, torch.arange(waiting, waiting + room, device=device)])
             age = torch.cat([age, age.new_zeros(room)])
             done = torch.cat([done, done.new_zeros(room)])
+            begun = begun if len(live) > room else steps
             waiting += room
         assert logits is not None and states is not None
         steered = network.steered(logits, states) if network.steering else logits
-        token, full, drawn = _next(steered, sampling, numbers[live, age], codec.eos, age)
-        written = [(ids, token), (logprobs, full), (behaviour, drawn)]
+        token, logprob, drawn = _next(steered, sampling, numbers[live, age], codec.eos, age)
+        written = [(ids, token), (logprobs, logprob), (behaviour, drawn)]
         if values is not None:
             written.append((values, network.values(states)))
         for table, column in written:
@@ -145,14 +146,15 @@ def decode(
         done = done | ended[live] | (age + 1 == longest)
         age = torch.where(done, age, age + 1)
         steps += 1
-        if steps % every == 0 or steps == longest:
-            # with prompts waiting the batch is filled up again, and no step is spared by waiting
-            rows = _remaining(done, decoder.patience if waiting == total else min(decoder.patience, 1 / 8))
+        if steps % every == 0 or steps - begun == longest:
+            # a batch that will be filled up again has no reason to wait
+            full = decoder.refills and waiting < total
+            rows = _remaining(done, min(decoder.patience, 1 / 8) if full else decoder.patience)
             if rows is not None:
                 decoder.keep(rows)
                 live, age, done, token = live[rows], age[rows], done[rows], token[rows]
         logits, states = decoder.step(token) if len(live) else (None, None)
-    width = int(lengths.max())
+    width = int(lengths.max()) if total else 1
     attention = torch.arange(width, device=device) < lengths[:, None]
     return Drawn(
         ids=ids[:, :width],

@@ -109,6 +109,7 @@ class LlamaDecoder(Decoder):
         if len(moved):
             self.cache[:, :, moved] = self.cache[:, :, rows[moved]]
         self.length = self.length[rows]
+        self.longest = int(self.length.max()) if len(rows) else 0
 
     def step(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         self.longest += 1
@@ -244,5 +245,5 @@ def _normed(norm: Any) -> Callable[[Tensor], Tensor]:
     """The RMS norm `norm` in as few operations as can be; transformers' own norms in float32 whatever it is given."""
     weight, eps = norm.weight, norm.variance_epsilon
     if weight.dtype == torch.float32:
-        return lambda x: rms_norm(x, weight.shape, weight, eps)
+        return lambda x: rms_norm(x.float(), weight.shape, weight, eps)
     return lambda x: weight * rms_norm(x.float(), weight.shape, None, eps).to(x.dtype)

@@ -216,18 +216,26 @@ class PolicyNetwork(Speaker):
     @cached_property
     def plain_head(self) -> bool:
         """Whether logits are what the output layer makes of the trunk's states, with nothing before or behind it such
-        as a scale or a cap: asked of the model itself with two tokens."""
+        as a scale or a cap: the model itself is asked, with two tokens and an output layer that says what we know."""
+        head = self.model.get_output_embeddings()
         device = next(self.parameters()).device
         ids = torch.zeros(1, 1, dtype=torch.long, device=device)
         some = torch.ones(1, 1, dtype=torch.bool, device=device)
         inputs = self.inputs(ids, some, ids, some)
+        said = torch.linspace(-100, 100, 2 * head.weight.shape[0], device=device, dtype=head.weight.dtype)
+        said = said.view(1, 2, -1)
         training = self.training
         self.eval()  # dropout would answer for the model, and take random numbers from who asked
-        with torch.no_grad(), self.speaking(self.role), torch.autocast(device.type, enabled=False):
-            logits = self._call(inputs, keep=2, use_cache=False).logits
-            formed = self.model.get_output_embeddings()(self._run(self.trunk, inputs))
-        self.train(training)
-        return logits.shape == formed.shape and torch.allclose(logits, formed, rtol=1e-3, atol=1e-5)
+        handle = head.register_forward_hook(lambda *_: said)
+        try:
+            with torch.no_grad(), self.speaking(self.role), torch.autocast(device.type, enabled=False):
+                with self._hidden_states() as read:
+                    logits = self._call(inputs, keep=2, use_cache=False).logits
+                states = self._run(self.trunk, inputs)
+        finally:
+            handle.remove()
+            self.train(training)
+        return torch.equal(logits, said) and torch.allclose(read[0], states, rtol=1e-3, atol=1e-5)
 
     def _run(self, trunk: Any, inputs: dict[str, Tensor]) -> Tensor:
         """The states (B, S, D) of a trunk."""

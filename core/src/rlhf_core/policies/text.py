@@ -216,7 +216,8 @@ class Codec:
 
     def written(self, text: str) -> str:
         """What the tokenizer makes of `text` inside of another: itself, unless it cannot write some of it."""
-        return self.decode(self._encoding(f"a{text}a")["input_ids"])
+        tries = [self.decode(self._encoding(around)["input_ids"]) for around in (f"a{text}a", f"a {text} a")]
+        return next((written for written in tries if text in written), tries[0])
 
     def _text(self, ids: list[int]) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

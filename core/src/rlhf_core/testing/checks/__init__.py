@@ -1,3 +1,3 @@
 """The checks, one module per group; importing this registers them all."""
 
-from . import every, metric, optimizer, policy, reward, shaper, sources  # noqa: F401
+from . import engine, every, metric, optimizer, policy, reward, shaper, sources  # noqa: F401

@@ -23,6 +23,8 @@ from rlhf_core.runs.directory import Log
 from rlhf_core.runs.display import interval
 from typer.testing import CliRunner
 
+GPT2 = """architecture: gpt2
+          sizes: {n_embd: 32, n_layer: 2, n_head: 4, n_positions: 64}"""
 BEFORE = signal.getsignal(signal.SIGINT)  # ignored where the tests run in the background
 
 REGISTRY = """\
@@ -219,9 +221,17 @@ def test_resume_repeats_an_uninterrupted_run_to_the_last_bit(whole, project, sta
         load().run("tiny", out=project / "run", resume=True)
 
 
-def test_a_run_in_mixed_precision_resumes_to_the_last_bit_too(project):
+@pytest.mark.parametrize(("old", "new"), [
+    ("precision: fp32", "precision: bf16"), ("        fresh:", "        engine: compaction\n        fresh:"),
+    ("        fresh:", "        engine: continuous\n        fresh:"),
+    (GPT2, "architecture: llama\n          sizes: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, "
+     "num_attention_heads: 4, num_key_value_heads: 2, max_position_embeddings: 64}"),
+])  # fmt: skip
+def test_other_precisions_and_engines_resume_to_the_last_bit_too(project, old, new):
     registry = project / "registry.yaml"
-    registry.write_text(registry.read_text().replace("precision: fp32", "precision: bf16"))
+    text = registry.read_text()
+    assert old in text
+    registry.write_text(text.replace(old, new))
     whole = load().run("tiny", out=project / "whole")
     (project / "kill.py").write_text(KILL)
     assert python(project, "kill.py", "optimize", "3", "SIGKILL").returncode == -9

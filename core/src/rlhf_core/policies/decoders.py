@@ -23,6 +23,9 @@ class Decoder(ABC):
     """Whether rows can be added while others are there."""
     patience: float
     """The share of rows that may be done before `keep` pays."""
+    pure: bool = False
+    """Whether all that it computes is its own, so that torch need not keep the books for gradients to come. A model of
+    transformers may hold on to what it computes."""
 
     @abstractmethod
     def add(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
@@ -63,7 +64,11 @@ class Decoding(Generator[D]):
         ).to(device)  # (B, T) float64
         with network.speaking(network.role):
             decoder = make_decoder(network, codec.pad, device, graphs=self.config.cuda_graphs)
-            return decode(decoder, network, codec, prompts, sampling, numbers, self.slots or len(prompts))
+            with torch.inference_mode() if decoder.pure else nullcontext():
+                slots = self.slots or len(prompts)
+                drawn = decode(decoder, network, codec, prompts, sampling, numbers, slots)
+        tables: dict[str, Any] = {name: None if t is None else t.clone() for name, t in vars(drawn).items()}
+        return Drawn(**tables)  # clones: an update may need gradients of what it makes of them
 
 
 class Compaction(Decoding[CompactionConfig]):

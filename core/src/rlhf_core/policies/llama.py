@@ -56,6 +56,7 @@ class LlamaDecoder(Decoder):
     """
 
     refills = True
+    pure = True
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ from ..errors import ConfigError, RunError
 from ..interfaces import Drawn, Generator, Policy, Sampling
 from ..memory import is_out_of_memory
 from ..randomness import derive_seed
+from .attention import NAME
 from .config import ContinuousConfig
 from .network import PolicyNetwork
 from .text import Codec, pad_right
@@ -206,6 +207,8 @@ def _attention_kept(model: Any) -> Iterator[None]:
     """Whatever attention is switched to inside, the model has its own again afterwards."""
     before = model.config._attn_implementation
     try:
+        if before == NAME:  # transformers pages only what it knows by name
+            model.set_attn_implementation("sdpa")
         yield
     finally:
         if model.config._attn_implementation != before:

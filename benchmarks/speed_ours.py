@@ -24,8 +24,8 @@ class Enough(KeyboardInterrupt):
 
 
 def registry(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The registry of a run, as peers.py has it. With `defaults`, critic and lambda are those of a user who names none;
-    where `precision` is null, so is the precision."""
+    """The registry of a run, as peers.py has it. With `defaults`, critic, lambda and limit of the gradient are those of
+    a user who names none; where `precision` is null, so is the precision."""
     found = peers.registry(dict(job), folder)
     pipeline = found["pipelines"]["peers"]
     found["functions"]["rule"] = f"{Path(task.__file__).resolve()}:reward"
@@ -35,7 +35,8 @@ def registry(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         pipeline["precision"] = job["precision"]
     if job["defaults"]:
         found["components"]["policy"]["start"]["config"] = {"model": job["start"]}
-        found["components"]["optimizer"]["learner"]["config"].pop("lam", None)
+        for name in ("lam", "max_grad_norm"):
+            found["components"]["optimizer"]["learner"]["config"].pop(name, None)
     return found
 
 

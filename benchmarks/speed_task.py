@@ -6,6 +6,8 @@ holds it, no layer reads or writes it, and it is so large that the last norm lea
 output head that ends a text it alone counts: a bias, in a model that has none. It is set such that a response ends
 with probability 1/24 at every token (`ragged`: geometric, at most 128 tokens), or never (`fixed`: 64 tokens, the limit
 of both sides). Padding is never drawn. Training hardly moves that bias: the learning rate is small, the steps are few.
+Where something is to be learnt (`free`) the model is as transformers makes it: a constant that large would do most of
+the learning. It ends where it draws the one token in 1,024 that ends a text.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ PROMPT_TOKENS = 32
 LENGTHS: dict[str, dict[str, Any]] = {
     "fixed": {"samples": 32, "max_new_tokens": 64, "ends": 0.0},
     "ragged": {"samples": 128, "max_new_tokens": 128, "ends": 1 / 24},
+    "free": {"samples": 32, "max_new_tokens": 64, "ends": None},
 }
 SETTINGS: dict[str, Any] = {"epochs": 1, "minibatch_size": 8, "learning_rate": 1e-5}
 # rloo's and grpo's are the defaults of TRL: a KL of .05 in the rewards, and none
@@ -87,14 +90,27 @@ def shape(size: str | Mapping[str, Any]) -> dict[str, Any]:
             "max_position_embeddings": 2048, "tie_word_embeddings": False, **sizes, **IDS}  # fmt: skip
 
 
-def make_start(folder: Path, size: str | Mapping[str, Any], ends: float) -> None:
-    """The model that ends a response with probability `ends` at every token, and a tokenizer with a token a word."""
+def make_start(folder: Path, size: str | Mapping[str, Any], ends: float | None) -> None:
+    """A model that ends a response with probability `ends` at every token, or as it happens; a tokenizer with a token a
+    word."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     sizes = shape(size)
     model = LlamaForCausalLM(LlamaConfig(**sizes))
+    if ends is not None:
+        _end(model, sizes, ends)
+    generation = model.generation_config
+    generation.eos_token_id, generation.pad_token_id = IDS["eos_token_id"], IDS["pad_token_id"]
+    model.save_pretrained(folder)
+    make_tokenizer(sizes["vocab_size"], sizes["max_position_embeddings"]).save_pretrained(folder)
+
+
+def _end(model: Any, sizes: Mapping[str, Any], ends: float) -> None:
+    """Let `model` end a response with probability `ends` at every token."""
+    import torch
+
     width = sizes["hidden_size"]
     level = 8.0  # root mean square of the hidden state, nearly all of it that of the constant
     head, end, pad = model.lm_head.weight, IDS["eos_token_id"], IDS["pad_token_id"]
@@ -115,9 +131,6 @@ def make_start(folder: Path, size: str | Mapping[str, Any], ends: float) -> None
             ids = torch.randint(2, sizes["vocab_size"], (8, 64), generator=torch.Generator().manual_seed(0))
             others = model(ids).logits.logsumexp(-1).mean()  # of those that go on: the others' part is e^-30
             head[end, 0] = (others + math.log(ends / (1 - ends))) / math.sqrt(width)
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = end, pad
-    model.save_pretrained(folder)
-    make_tokenizer(sizes["vocab_size"], sizes["max_position_embeddings"]).save_pretrained(folder)
 
 
 def write_prompts(path: Path, texts: Sequence[str]) -> Path:

@@ -64,6 +64,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     return gpu
 
 
+@pytest.mark.slow
 def test_gpu_benchmark_runs_tiny(tmp_path: Path) -> None:
     step = {"seconds": 4.0, "samples_per_second": 16.0}
     earlier = {"steps": [step], "samples_per_second": 16.0, "peak_gb": 21.5, "seconds_to_make": 60.0}

@@ -20,7 +20,8 @@ def project():
 def test_quickstart_runs_from_end_to_end(project, tmp_path):
     """Shortened: every stage takes its part; what it reaches is the slow test's to see."""
     overrides = ["feedback.desk-demonstrations.limit=256", "feedback.desk-comparisons.limit=256", "stages.sft.epochs=1",
-                 "reward.helpful.epochs=1", "stages.optimize.steps=2", "optimizer.ppo.prompts_per_step=32"]  # fmt: skip
+                 "reward.helpful.epochs=1", "stages.optimize.steps=2", "optimizer.ppo.prompts_per_step=32",
+                 "precision=fp32"]  # fmt: skip
     result = project.run("quickstart", out=tmp_path / "run", overrides=overrides)
     assert list(result.summary["stages"]) == ["sft", "fit-reward", "optimize", "evaluate", "export"]
     assert set(result.summary["stages"]["evaluate"]["metrics"]) == {"reward", "gold", "kl", "length"}
@@ -32,7 +33,8 @@ def test_quickstart_runs_from_end_to_end(project, tmp_path):
 
 def test_quickstart_seq2seq_runs_from_end_to_end(project, tmp_path):
     overrides = ["feedback.desk-demonstrations.limit=96", "feedback.desk-comparisons.limit=96", "stages.sft.epochs=1",
-                 "reward.helpful.epochs=1", "stages.optimize.steps=2", "optimizer.ppo.prompts_per_step=32"]  # fmt: skip
+                 "reward.helpful.epochs=1", "stages.optimize.steps=2", "optimizer.ppo.prompts_per_step=32",
+                 "precision=fp32"]  # fmt: skip
     result = project.run("quickstart-seq2seq", out=tmp_path / "run", overrides=overrides)
     stages = result.summary["stages"]
     assert list(stages) == ["sft", "fit-reward", "optimize", "evaluate", "export"]

@@ -120,7 +120,9 @@ def test_a_policy_that_trl_cannot_train(tmp_path: Path) -> None:
 
 def test_a_device_that_trl_would_not_use(tmp_path: Path) -> None:
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state()  # what a run in this process may have left
     accelerator = Accelerator(cpu=True)
     context = Context("stage", "trl", device="meta", accelerator=accelerator)
     with pytest.raises(

@@ -79,7 +79,8 @@ def test_the_reference_can_be_another_one(tmp_path: Path) -> None:
 def test_trl_reads_the_tokens_that_the_policy_would_sample(tmp_path: Path) -> None:
     """TRL's log-probabilities of all records in one batch, before the first update, are our policy's."""
     pairs = records()["pairs"]
-    made = project(tmp_path, trl("dpo", held_out=0, steps=1, arguments={"per_device_train_batch_size": len(pairs)}))
+    stage = trl("dpo", held_out=0, steps=1, arguments={"per_device_train_batch_size": len(pairs)})
+    made = project(tmp_path, stage, precision="fp32")  # that of the policy below
     row = metrics(run(made, tmp_path / "run"))[0]
     policy = policy_of(made)
     for name, response in (("chosen", " yes, sir."), ("rejected", " no, never.")):

@@ -56,7 +56,9 @@ class Sampler:
             rollout = self.environment.rollout(self.policy, repeated, sampling, seed=seed, sample_ids=ids)
         groups = torch.tensor([i for i in mine for _ in range(samples_per_prompt)], device=rollout.mask.device)
         with clock("scoring"):
-            rollout = self.evaluated(rollout.replace(groups=groups), needs, rescore=self.rescore)
+            # a divergence that is reported compares like with like: what decoding recorded is rounded otherwise
+            rescore = self.rescore or (needs.reference and not learn)
+            rollout = self.evaluated(rollout.replace(groups=groups), needs, rescore=rescore)
         stats: StepStats = {}
         with clock("reward"), within_rewards(self.context, rollout, len(prompts), samples_per_prompt, training=learn):
             for name, model in self.mix.models.items():

@@ -78,7 +78,7 @@ CONTESTS: dict[str, list[tuple[str, str, str, int, int, tuple[str, ...]]]] = {
         *((name, "S", "ragged", 3, 2, ("TRL", "fp32", "default precision")) for name in ("rloo", "grpo")),
     ],
 }  # fmt: skip
-LEARN = {"target": 0.75, "steps": 80, "seeds": 3, "settings": {"learning_rate": 6e-4, "kl_coef": 0.002}}
+LEARN = {"target": 0.75, "steps": 60, "seeds": 3, "settings": {"learning_rate": 1e-3, "kl_coef": 0.002}}
 GENERATION = {"ragged": 5, "fixed": 5}  # repeats
 OVERHEAD = {"size": "S", "steps": 9}
 # one axis at a time from a small centre

@@ -106,9 +106,9 @@ class LlamaDecoder(Decoder):
         return self._read_off(x[torch.arange(count, device=self.device), lengths - 1])
 
     def keep(self, rows: Tensor) -> None:
-        moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
-        if len(moved):
-            self.cache[:, :, moved] = self.cache[:, :, rows[moved]]
+        for row, source in enumerate(rows.tolist()):
+            if row != source:
+                self.cache[:, :, row] = self.cache[:, :, source]
         self.length = self.length[rows]
         self.longest = int(self.length.max()) if len(rows) else 0
 
@@ -138,11 +138,11 @@ class LlamaDecoder(Decoder):
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         """(n, heads x d) from q (n, heads, d), keys and values (n, kv_heads, S, d), bias (n, S)."""
         grouped = q.view(len(q), self.kv_heads, -1, self.width)  # queries of the same keys as if at one place each
-        if self.device.type != "cpu" or self.dtype != torch.bfloat16:
+        if self.device.type != "cpu":
             mask = bias[:, None, None].to(self.dtype)
             return scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=self.scale).flatten(1)
-        # a CPU's fused attention is slow in bfloat16 for a single query
-        scores = torch.add(bias[:, None, None], grouped @ keys.mT, alpha=self.scale)  # in float32
+        # a CPU's fused attention is slow for a single query under a mask
+        scores = torch.add(bias[:, None, None], grouped @ keys.mT, alpha=self.scale)  # in float32 or wider
         attended: Tensor = scores.softmax(-1).to(self.dtype) @ values
         return attended.flatten(1)
 
@@ -171,15 +171,19 @@ class LlamaDecoder(Decoder):
         _, _, slots, _, reach, _ = self.cache.shape
         if rows <= slots and positions <= reach:
             return
-        slots = max(rows, slots)
+        if rows > slots or 2 * rows <= slots:  # few are left: their cache shrinks as it grows
+            slots = rows
         if positions > reach:
             reach = positions + max(GROWTH.get(self.device.type, GROWTH["cuda"]), positions // 16)
             reach = -(-reach // 16) * 16  # fused attention wants rows of its mask aligned
         if self.graphs is not None:
             self.graphs.forget()
-        old = self.cache
-        self.cache = old.new_zeros(*old.shape[:2], slots, self.kv_heads, reach, self.width)
+        old = self.cache[:, :, :slots]
+        self.cache = old.new_empty(*old.shape[:2], slots, self.kv_heads, reach, self.width)
         self.cache[:, :, : old.shape[2], :, : old.shape[4]] = old
+        # what is not there yet counts nothing, if it is finite
+        self.cache[:, :, old.shape[2] :] = 0
+        self.cache[..., old.shape[4] :, :] = 0
         places = torch.arange(reach, device=self.device)[None]
         with torch.autocast(self.device.type, enabled=False):
             cos, sin = (table[0] for table in self.rotary(self.embeddings[:1], places))  # (reach, d)

@@ -103,17 +103,17 @@ def test_by_tokens_pads_prompt_and_response_apart():
 
 
 def test_by_tokens_cuts_where_padding_costs_more_than_another_pass():
-    """A run bears 64 tokens of padding, or an eighth of itself where that is more."""
-    assert list(by_tokens([10, 74], 1000)) == [[0, 1]]  # 64 of 148
-    assert list(by_tokens([10, 75], 1000)) == [[0], [1]]
-    assert list(by_tokens([10] * 8 + [18], 1000)) == [[*range(9)]]  # 8 x 8 of 162
-    assert list(by_tokens([10] * 8 + [19], 1000)) == [[*range(8)], [8]]  # 8 x 9 of 171
+    """A run bears 256 tokens of padding, or an eighth of itself where that is more."""
+    assert list(by_tokens([10, 266], 1000)) == [[0, 1]]  # 256 of 532
+    assert list(by_tokens([10, 267], 1000)) == [[0], [1]]
+    assert list(by_tokens([10] * 8 + [42], 1000)) == [[*range(9)]]  # 8 x 32 of 378
+    assert list(by_tokens([10] * 8 + [43], 1000)) == [[*range(8)], [8]]  # 8 x 33 of 387
     assert list(by_tokens([700, 800], 9999)) == [[0, 1]]  # 100 of 1,600
     assert list(by_tokens([700, 800, 900], 9999)) == [[0, 1, 2]]  # 300 of 2,700
     assert list(by_tokens([600, 900], 9999)) == [[0], [1]]  # 300 of 1,800
     assert list(by_tokens([100, 500, 505, 90], 9999)) == [[3, 0], [1, 2]]
-    assert list(by_tokens([(10, 40), (40, 11)], 1000)) == [[0, 1]]  # 59 of 160, of which each part has its own
-    assert list(by_tokens([(10, 40), (50, 10)], 1000)) == [[0], [1]]  # 70 of 180
+    assert list(by_tokens([(10, 140), (137, 11)], 1000)) == [[1, 0]]  # 256 of 554, of which each part has its own
+    assert list(by_tokens([(10, 140), (138, 11)], 1000)) == [[1], [0]]  # 257 of 556
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -129,7 +129,7 @@ def test_by_tokens_keeps_to_its_budget_and_to_little_padding(seed):
         for run in runs:
             padded = len(run) * sum(max(sizes[row][part] for row in run) for part in (0, 1))
             real = sum(sum(sizes[row]) for row in run)
-            assert len(run) == 1 or (padded <= budget and padded - real <= max(64, padded / 8))
+            assert len(run) == 1 or (padded <= budget and padded - real <= max(256, padded / 8))
         assert len(runs) < 50 or budget == 1
 
 

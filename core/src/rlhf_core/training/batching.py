@@ -13,7 +13,7 @@ Size = int | tuple[int, ...]
 """Tokens of a row; a tuple where its parts are padded apart, such as (prompt, response)."""
 
 
-PADDING = 64, 8  # tokens that cost less than another pass would, and the share of a run, one in so many
+PADDING = 256, 8  # tokens that cost less than another pass would, and the share of a run, one in so many
 
 
 def by_tokens(sizes: Sequence[Size], budget: int, rows: Sequence[int] | None = None) -> Iterator[list[int]]:

@@ -23,6 +23,7 @@ from ..memory import is_out_of_memory
 from ..randomness import derive_seed
 from .attention import NAME
 from .config import ContinuousConfig
+from .decoders import opened
 from .network import PolicyNetwork
 from .text import Codec, pad_right
 
@@ -52,14 +53,7 @@ class Continuous(Generator[ContinuousConfig]):
                 at all.
             RunError: its thread has failed.
         """
-        network, codec = getattr(policy, "network", None), getattr(policy, "codec", None)
-        if not isinstance(network, PolicyNetwork) or not isinstance(codec, Codec):
-            raise ConfigError(
-                self.context.where,
-                f"a policy of class {type(policy).__name__}",
-                "one of the core's, whose network it can read",
-                "let the policy draw by itself",
-            )
+        network, codec = opened(policy, self.context.where)
         self._check_policy(network)
         self._check_sampling(sampling)
         model = network.model

@@ -9,8 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import ConfigError
+from ..interfaces import Policy
 from .network import PolicyNetwork
-from .text import pad_left
+from .text import Codec, pad_left
+
+
+def opened(policy: Policy[Any], where: str) -> tuple[PolicyNetwork, Codec]:
+    """The network and the codec of a policy of the core, for the engine `where`.
+
+    Raises:
+        ConfigError: it is another's.
+    """
+    network, codec = getattr(policy, "network", None), getattr(policy, "codec", None)
+    if not isinstance(network, PolicyNetwork) or not isinstance(codec, Codec):
+        raise ConfigError(
+            where,
+            f"a policy of class {type(policy).__name__}",
+            "one of the core's, whose network it can read",
+            "let the policy draw by itself",
+        )
+    return network, codec
 
 
 class Decoder(ABC):

@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
 from ..interfaces import Drawn, Generator, Policy, Sampling
 from ..randomness import uniforms
 from .config import CompactionConfig, DecodingConfig, RefillConfig
-from .decoders import CacheDecoder, Decoder
+from .decoders import CacheDecoder, Decoder, opened
 from .drawing import draw, restrict
 from .graphs import Graphs
 from .llama import LlamaDecoder, decodes
@@ -50,14 +49,7 @@ class Decoding(Generator[D]):
         seed: int,
         sample_ids: Sequence[int],
     ) -> Drawn:
-        network, codec = getattr(policy, "network", None), getattr(policy, "codec", None)
-        if not isinstance(network, PolicyNetwork) or not isinstance(codec, Codec):
-            raise ConfigError(
-                self.context.where,
-                f"a policy of class {type(policy).__name__}",
-                "one of the core's, whose network it can read",
-                "let the policy draw by itself",
-            )
+        network, codec = opened(policy, self.context.where)
         device = next(network.parameters()).device
         numbers = torch.from_numpy(
             uniforms(seed, np.asarray(sample_ids, dtype=np.int64), np.arange(sampling.max_new_tokens, dtype=np.int64))

@@ -26,6 +26,7 @@ from .base import NOBODY, Base, checkpoint_layers, copy_into, freeze_layers, sha
 from .config import LMConfig, RefillConfig
 from .decoding import Refill, cut_at_stop
 from .imitation import EVALUATION_TOKENS, Imitation, Tokens, encode_demonstration
+from .loading import check_compiler
 from .network import PolicyNetwork
 from .quantization import compute_dtype, whole_size
 from .text import Codec, pad_left, pad_right
@@ -50,7 +51,7 @@ class LanguageModel(Policy[C]):
         self.base: Base | None = None
         options: dict[str, Any] = {"checkpointing": config.gradient_checkpointing, "compiled": config.compile}
         if config.compile:
-            _check_compiler(context)
+            check_compiler(context)
         if config.lora is None:
             model, self.tokenizer = self.load(config)
             freeze_layers(model, config.frozen_layers, context)
@@ -422,21 +423,3 @@ def _outputs(rollout: Rollout, needs: Needs, values: Tensor | None, **others: An
         bootstrap=values.gather(1, rollout.lengths[:, None])[:, 0] if values is not None and needs.bootstrap else None,
         **others,
     )
-
-
-def _check_compiler(context: Context) -> None:
-    """Raises ConfigError where nothing can be compiled."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    if not context.device.startswith("cpu"):
-        return
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
-        raise ConfigError(
-            f"{context.where} compile",
-            "no C++ compiler",
-            "one that torch.compile can call",
-            "install g++ (Debian: apt-get install g++), name one in the variable CXX, or leave `compile` out",
-        ) from None

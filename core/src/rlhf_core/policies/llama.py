@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 
+from ..functional._tensors import wide
 from .base import Base
 from .decoders import Decoder
 from .graphs import Graphs, Step
@@ -163,8 +164,7 @@ class LlamaDecoder(Decoder):
     def _read_off(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (n, V) and states (n, D) from the residual stream (n, D) behind the last layer."""
         states = self.norm(x)
-        logits = self.head(states.to(self.dtype))
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)), states
+        return wide(self.head(states.to(self.dtype))), states
 
     def _make_room(self, rows: int, positions: int) -> None:
         """Let the cache hold so much, and the table of rotations reach so far."""
@@ -176,6 +176,7 @@ class LlamaDecoder(Decoder):
         if positions > reach:
             reach = positions + max(GROWTH.get(self.device.type, GROWTH["cuda"]), positions // 16)
             reach = -(-reach // 16) * 16  # fused attention wants rows of its mask aligned
+            self.rotation = self._rotations(reach)
         if self.graphs is not None:
             self.graphs.forget()
         old = self.cache[:, :, :slots]
@@ -184,11 +185,14 @@ class LlamaDecoder(Decoder):
         # what is not there yet counts nothing, if it is finite
         self.cache[:, :, old.shape[2] :] = 0
         self.cache[..., old.shape[4] :, :] = 0
+
+    def _rotations(self, reach: int) -> Tensor:
+        """(2, reach, d): cosines of the rotation at each position, and sines, those of the first half negative."""
         places = torch.arange(reach, device=self.device)[None]
         with torch.autocast(self.device.type, enabled=False):
             cos, sin = (table[0] for table in self.rotary(self.embeddings[:1], places))  # (reach, d)
         half = self.width // 2
-        self.rotation = torch.stack([cos, torch.cat([-sin[:, :half], sin[:, half:]], -1)])
+        return torch.stack([cos, torch.cat([-sin[:, :half], sin[:, half:]], -1)])
 
 
 class _Layer:

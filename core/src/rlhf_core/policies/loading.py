@@ -309,3 +309,21 @@ def context_length(model: Any) -> int | None:
         if getattr(config, name, None):
             return int(getattr(config, name))
     return None
+
+
+def check_compiler(context: Context) -> None:
+    """Raises ConfigError where nothing can be compiled."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    if not context.device.startswith("cpu"):
+        return
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise ConfigError(
+            f"{context.where} compile",
+            "no C++ compiler",
+            "one that torch.compile can call",
+            "install g++ (Debian: apt-get install g++), name one in the variable CXX, or leave `compile` out",
+        ) from None

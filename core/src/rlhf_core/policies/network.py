@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..functional import token_entropy, token_logprobs
+from ..functional._tensors import wide
 from .base import Base, Speaker, checkpoint_layers, headless
 
 LOGITS = {"cpu": 1 << 23, "cuda": 1 << 26}  # formed at a time; their float32 takes 32 and 256 MiB
@@ -384,11 +385,6 @@ class CausalNetwork(PolicyNetwork):
             "attention_mask": mask.long(),
             "position_ids": positions(mask),
         }
-
-
-def wide(logits: Tensor) -> Tensor:
-    """`logits` in float32 or wider."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def positions(mask: Tensor) -> Tensor:

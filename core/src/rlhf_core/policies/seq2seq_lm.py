@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from ..errors import ConfigError
+from ..functional._tensors import wide
 from .config import Seq2SeqLMConfig
 from .language_model import LanguageModel
 from .loading import load_seq2seq_lm
-from .network import PolicyNetwork, wide
+from .network import PolicyNetwork
 from .text import Codec
 
 

@@ -39,9 +39,6 @@ from .signals import Interrupted, PoliteStop
 from .watch import Watch
 
 if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
     from accelerate import Accelerator
 
 KEPT = "components"

@@ -10,8 +10,10 @@ import pytest
 import torch
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.interfaces import Needs, Sampling, SupervisedConfig
-from rlhf_core.policies.config import CausalLMConfig, Lora
+from rlhf_core.policies import CausalLM, CausalLMConfig
+from rlhf_core.policies.config import Lora
 from rlhf_core.records import Demonstration, Message, Prompt, Sample, SpanWeight
+from rlhf_core.testing import tiny_context, tiny_model, tiny_policy
 from rlhf_core.training import SupervisedLoop
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -538,3 +540,29 @@ def test_heads_and_steering_are_part_of_the_state_and_not_of_an_export(tmp_path)
     policy.steering = 0.0
     policy.export(tmp_path)
     assert len(warnings) == 1
+
+
+class Instructed(CausalLM):
+    """Tells the model something before every prompt."""
+
+    def as_read(self, prompt):
+        return Prompt(text="Be brief. " + prompt.text)
+
+
+def test_what_the_model_reads_may_differ_from_the_prompt():
+    """It draws and scores as if the instruction stood in the prompt; samples keep the prompt that was given."""
+    config = CausalLMConfig.model_validate(tiny_model())
+    plain, told = tiny_policy(), Instructed(config, tiny_context("policy"))
+    given, read = Prompt(text="Hello"), Prompt(text="Be brief. Hello")
+    ours, theirs = (policy.generate([prompt], SAMPLING, seed=2) for policy, prompt in ((told, given), (plain, read)))
+    assert ours.samples[0].prompt == given
+    assert ours.prompt_ids.tolist() == theirs.prompt_ids.tolist()
+    assert ours.response_ids.tolist() == theirs.response_ids.tolist()
+    ours, theirs = (policy.encode([Sample(p, " there")]) for policy, p in ((told, given), (plain, read)))
+    assert torch.equal(ours.logprobs, theirs.logprobs)
+    tasks = [
+        policy.demonstrations([Demonstration(prompt=prompt, response=" there")], held_out=0)
+        for policy, prompt in ((told, given), (plain, read))
+    ]
+    ours, theirs = (task.loss(task.train).total for task in tasks)
+    assert torch.equal(ours, theirs)

@@ -78,6 +78,13 @@ class LanguageModel(Policy[C]):
     def make_codec(self, model: Any) -> Codec:
         """What stands between text and ids."""
 
+    def as_read(self, prompt: Prompt) -> Prompt:
+        """`prompt` as the model reads it; rewards, metrics and reports see it as it was given.
+
+        To be overridden, for example to put an instruction or examples in front.
+        """
+        return prompt
+
     def _adapter(self, wanted: str) -> str:
         assert self.base is not None and self.config.lora is not None
         frozen = self.config.frozen_layers
@@ -167,7 +174,7 @@ class LanguageModel(Policy[C]):
     ) -> Rollout:
         numbers = list(range(len(prompts))) if sample_ids is None else list(sample_ids)
         self._check_stop(sampling.stop)
-        encoded = [self.codec.encode_prompt(prompt, sampling.max_new_tokens) for prompt in prompts]
+        encoded = [self.codec.encode_prompt(self.as_read(prompt), sampling.max_new_tokens) for prompt in prompts]
         prompt_ids, prompt_mask = pad_left(encoded, self.codec.pad, self.context.device)
         self.network.eval()
         with self.context.autocast():
@@ -228,11 +235,12 @@ class LanguageModel(Policy[C]):
     @torch.no_grad()
     def encode(self, samples: Sequence[Sample], *, temperature: float = 1.0) -> Rollout:
         device, rows = self.context.device, len(samples)
+        read = [self.as_read(s.prompt) for s in samples]
         responses = [  # what was drawn stays as it was drawn; its text might give other ids
-            self.codec.encode_response(s.prompt, s.response) if s.response_ids is None else list(s.response_ids)
-            for s in samples
+            self.codec.encode_response(prompt, s.response) if s.response_ids is None else list(s.response_ids)
+            for prompt, s in zip(read, samples, strict=True)
         ]
-        prompts = [self.codec.encode_prompt(s.prompt, len(r)) for s, r in zip(samples, responses, strict=True)]
+        prompts = [self.codec.encode_prompt(prompt, len(ids)) for prompt, ids in zip(read, responses, strict=True)]
         prompt_ids, prompt_mask = pad_left(prompts, self.codec.pad, device)
         ids, mask = pad_right(responses, self.codec.pad, device)
         numbers = torch.arange(rows, device=device)
@@ -362,7 +370,8 @@ class LanguageModel(Policy[C]):
         longest = self.codec.longest_response
         for record in records:
             if record.weight > 0:
-                tokens = encode_demonstration(record, self.codec, longest)
+                read = record.model_copy(update={"prompt": self.as_read(record.prompt)})
+                tokens = encode_demonstration(read, self.codec, longest)
                 (kept_out if record.prompt.in_share(held_out) else train).append(tokens)
         if not train:
             raise DataError(

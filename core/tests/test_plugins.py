@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -67,6 +68,29 @@ def rlhf_checkpoint_saved(path):
 """
 )
 
+PARTS = """
+from rlhf_core.interfaces import Config, RewardModel
+class FineConfig(Config): ...
+class Fine(RewardModel[FineConfig]):
+    def score(self, samples): raise RuntimeError("never reached")
+class Abstract(RewardModel[FineConfig]): ...
+class Stranger: ...
+class Plain: ...
+"""
+
+
+def pieces(*classes: str) -> str:
+    """A plugin module that offers the class of `PARTS` of each name as a reward; Plain is one of a Config."""
+    specs = []
+    for name in classes:
+        module = "_broken" if name == "Broken" else "_parts"
+        factory, config = (name, "FineConfig") if name != "Plain" else ("Fine", "Plain")
+        specs.append(
+            ComponentSpec("reward", name.lower(), f"fix_bad.{module}:{factory}", f"fix_bad._parts:{config}", "x")
+        )
+    return f"{HEAD}\n@hookimpl\ndef rlhf_components():\n    return {specs!r}\n"
+
+
 DISTRIBUTIONS: dict[str, dict[str, str]] = {
     "fix-good": {"good": offering("reward/good"), "probe": LISTENER},
     "fix-editable": {"editable": offering("reward/editable")},
@@ -86,17 +110,37 @@ DISTRIBUTIONS: dict[str, dict[str, str]] = {
     },
     "fix-twice": {"first": offering("reward/twice"), "second": offering("reward/twice")},
     "Fix.Off": {"off": offering("reward/off")},
+    "fix-bad": {
+        "typed": HEAD + "\n@hookimpl\ndef rlhf_components():\n    return [{'kind': 'reward', 'name': 'typed'}]\n",
+        "spaced": offering("reward/my reward"),
+        "pieces": pieces("Abstract", "Stranger", "Missing", "Broken", "Plain"),
+        "_parts": PARTS,
+        "_broken": "import no_such_library",
+    },
+    "fix-later": {"later": "raise SystemExit('imported')", "needs": "rlhf-core>=9"},
 }  # fmt: skip
 
 
+TWICE = "reward 'twice': offered more than once by fix-twice; expected one component of that name; rename one of them"
+SPACED = (
+    "reward 'my reward': this name cannot be used; expected lower-case letters, digits, '_' and '-'; "
+    "call it 'my-reward'"
+)
+LATER_CORE = f"rlhf-core: {__version__} is installed; expected rlhf-core>=9; pip install -U 'rlhf-core>=9'"
+
+
 def project(folder: Path, name: str, modules: dict[str, str]) -> Path:
-    """Write a project with one package, in which each module is an entry point of group "rlhf"."""
-    package = name.lower().replace("-", "_").replace(".", "_")
-    points = "\n".join(f'{module} = "{package}.{module}"' for module in modules)
+    """Write a project with one package, in which each module is an entry point of group "rlhf", but for "_...".
+
+    "needs" is no module: what the distribution requires.
+    """
+    modules = dict(modules)
+    package, needs = name.lower().replace("-", "_").replace(".", "_"), modules.pop("needs", None)
+    points = "\n".join(f'{module} = "{package}.{module}"' for module in modules if module[0] != "_")
     (folder / package).mkdir(parents=True)
     (folder / "pyproject.toml").write_text(
         f'[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
-        f'[project]\nname = "{name}"\nversion = "1.2"\n[project.entry-points.rlhf]\n{points}\n'
+        f'[project]\nname = "{name}"\nversion = "1.2"\ndependencies = {[needs] if needs else []}\n[project.entry-points.rlhf]\n{points}\n'
         f'[tool.hatch.build.targets.wheel]\npackages = ["{package}"]\n'
     )
     for module, source in {"__init__": "", "main": PROBE, **modules}.items():
@@ -114,21 +158,25 @@ Probe = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
-def probe(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Probe:
-    """Run Python in the test environment and return what the probe found: by default as ``python -c``."""
+def python(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Run the Python of an environment in which all of them are installed."""
     installed = [source for name, source in sources.items() if name != "fix-editable"]
-    python = make_venv(tmp_path_factory.mktemp("venv"), CORE, *installed, editable=[sources["fix-editable"]])
+    interpreter = make_venv(tmp_path_factory.mktemp("venv"), CORE, *installed, editable=[sources["fix-editable"]])
+
+    def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH", DISABLE)}
+        command, env = [str(interpreter), *arguments], clean | environment
+        return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def probe(python: Callable[..., Any]) -> Probe:
+    """What the probe found: by default as ``python -c``."""
 
     def run(*arguments: str, cwd: Path, **environment: str) -> dict[str, Any]:
-        clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH", DISABLE)}
-        done = subprocess.run(
-            [python, *(arguments or ("-c", PROBE))],
-            cwd=cwd,
-            env=clean | environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = python(*(arguments or ("-c", PROBE)), cwd=cwd, **environment)
         assert done.returncode == 0, done.stderr
         return dict(json.loads(done.stdout))
 
@@ -144,7 +192,8 @@ def listing(probe: Probe, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 def test_everything_installed_is_listed_and_what_is_fine_works(listing: dict[str, Any]) -> None:
-    points = {f"{name}:{point}" for name, modules in DISTRIBUTIONS.items() for point in modules}
+    points = {f"{name}:{point}" for name, modules in DISTRIBUTIONS.items() for point in modules
+              if point[0] != "_" and point != "needs"}  # fmt: skip
     assert set(listing["plugins"]) == {"rlhf-core", *points}
     assert {"good", "editable", "off", "only-a", "only-b", "function"} <= set(listing["rewards"])
     assert listing["plugins"]["fix-good:good"]["version"] == "1.2"
@@ -163,8 +212,13 @@ def test_everything_installed_is_listed_and_what_is_fine_works(listing: dict[str
         f"upgrade rlhf-core (pip install -U rlhf-core)")),
     ("fix-kind:typo", (
         f"rewrd 'x': 'rewrd' is no kind of component; expected one of {KINDS}, robot; did you mean 'reward'?")),
-    ("fix-twice:first", "reward 'twice': offered more than once by fix-twice; expected one component of that name"),
-    ("fix-twice:second", "reward 'twice': offered more than once by fix-twice; expected one component of that name"),
+    ("fix-twice:first", TWICE),
+    ("fix-twice:second", TWICE),
+    ("fix-bad:typed", (
+        "hook 'rlhf_components': returned a list with dict; expected a list of ComponentSpec; "
+        "return [ComponentSpec(...), ...]")),
+    ("fix-bad:spaced", SPACED),
+    ("fix-later:later", LATER_CORE),
 ])  # fmt: skip
 def test_a_broken_plugin_is_listed_with_its_reason(listing: dict[str, Any], identity: str, reason: str) -> None:
     info = listing["plugins"][identity]
@@ -217,10 +271,130 @@ def test_a_listener_that_raises_is_reported(listing: dict[str, Any]) -> None:
     assert listing["notified"] == ["plugin fix-good:probe: rlhf_checkpoint_saved failed: ValueError: disk full"]
 
 
+def test_listing_imports_nothing_heavy(listing: dict[str, Any]) -> None:
+    """How long it takes, `benchmarks/imports.py` measures; what would make it long is not there."""
+    heavy = {"torch", "transformers", "peft", "accelerate", "datasets", "numpy", "pyarrow", "matplotlib", "ruamel.yaml"}
+    unneeded = {"pydantic", "typer", "rich", "jinja2"}  # of commands and configs
+    assert not (heavy | unneeded) & set(listing["modules"])
+
+
 def test_listing_is_quick(probe: Probe, tmp_path: Path) -> None:
     code = ("import json, rlhf_core.plugins as p, time; start = time.process_time(); p.load_plugins(); "
             "print(json.dumps({'seconds': time.process_time() - start}))")  # fmt: skip
     assert min(probe("-c", code, cwd=tmp_path)["seconds"] for _ in range(3)) < 0.1
+
+
+# --- pipelines that need what is broken ------------------------------------------------------------------------------
+
+DEEP = {
+    "abstract": "factory fix_bad._parts:Abstract does not implement score; expected no abstract method left; "
+    "implement what is missing",
+    "stranger": "factory fix_bad._parts:Stranger is another kind of class; expected a subclass of "
+    "rlhf_core.interfaces:RewardModel; derive it from that, or correct its ComponentSpec",
+    "missing": "fix_bad._parts has no 'Missing'",
+    "broken": "importing fix_bad._broken failed: ModuleNotFoundError: No module named 'no_such_library'; "
+    "install what is missing, or upgrade its distribution",
+}
+PLAIN = (
+    "reward 'plain' of fix-bad:pieces 1.2: config fix_bad._parts:Plain is another kind of class; expected a subclass of "
+    "rlhf_core.interfaces:Config; derive it from that, or correct its ComponentSpec"
+)
+BROKEN_REGISTRY = """\
+schema_version: 1
+components:
+  policy: {p: {use: causal-lm, config: {model: no/such-model}}}
+  prompts: {q: {use: jsonl, config: {path: no-such-file.jsonl}}}
+  reward:
+"""
+
+
+def broken_registry(folder: Path, *rewards: str) -> None:
+    """A pipeline for each reward, and one of all; its policy cannot be built either, which nobody gets to see."""
+    lines = [f"    r{i}: {{use: {name!r}}}\n" for i, name in enumerate(rewards)]
+    stages = "{{policy: p, stages: [{{evaluate: {{prompts: q, rewards: {0}, metrics: [length]}}}}]}}\n"
+    pipelines = [f"  need-{i}: {stages.format(f'{{r{i}: 1}}')}" for i in range(len(rewards))]
+    every = ", ".join(f"r{i}: 1" for i in range(len(rewards)))
+    pipelines.append(f"  need-all: {stages.format(f'{{{every}}}')}")
+    (folder / "registry.yaml").write_text(BROKEN_REGISTRY + "".join(lines) + "pipelines:\n" + "".join(pipelines))
+
+
+def test_a_deep_look_names_what_an_import_shows(python: Callable[..., Any], tmp_path: Path) -> None:
+    done = python("-m", "rlhf_core", "plugins", "--deep", "--json", cwd=tmp_path)
+    assert done.returncode == 1
+    problems = [line for line in json.loads(done.stdout)["problems"] if "fix-bad" in line]
+    assert problems == [*(f"reward {name!r} of fix-bad:pieces 1.2: {words}" for name, words in DEEP.items()), PLAIN]
+
+
+def test_a_pipeline_says_what_is_broken_of_what_it_needs(python: Callable[..., Any], tmp_path: Path) -> None:
+    """Without an import of what is not light: `validate` names these, and so does `run`, in the same words."""
+    needed = {
+        "my reward": f"belongs to fix-bad:spaced 1.2, which is broken: {SPACED}; ",
+        "twice": f"belongs to fix-twice:first 1.2, which is broken: {TWICE}; ",
+        "typed": "no installed plugin offers it; .*fix-bad:typed 1.2 .broken: hook 'rlhf_components': returned a list with",
+        "x": "no installed plugin offers it; .*fix-kind:typo 1.2 .broken: rewrd 'x': 'rewrd' is no kind of component",
+        "late": "belongs to fix-newer:newer 1.2, which is broken: .*pip install -U rlhf-core",
+        "later": "no installed plugin offers it; .*fix-later:later 1.2 .broken: rlhf-core: .*pip install -U 'rlhf-core>=9'",
+        "echo": "offered by fix-clash-a:twin 1.2, fix-clash-b:twin 1.2; .*uninstall one, or name it in",
+        "plain": PLAIN.partition(" ")[2].partition(" ")[2],
+    }
+    broken_registry(tmp_path, *needed)
+    told = [python("-m", "rlhf_core", *command, cwd=tmp_path) for command in (["validate"], ["run", "need-all"])]
+    for done in told:
+        lines = done.stderr.splitlines()
+        assert done.returncode == 2 and len(lines) == len(needed), done.stderr
+        for i, (name, words) in enumerate(needed.items()):
+            assert re.search(
+                rf"registry.yaml:{6 + i} components.reward.r{i}.use: reward {name!r}.*{words}", lines[i]
+            ), i
+    assert told[0].stderr == told[1].stderr
+
+
+def test_a_pipeline_names_a_class_that_cannot_be_used_before_anything_is_built(
+    python: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Neither the policy, which is nowhere, nor a run directory comes first."""
+    broken_registry(tmp_path, *DEEP)
+    assert python("-m", "rlhf_core", "validate", cwd=tmp_path).returncode == 0
+    done = python("-m", "rlhf_core", "run", "need-all", cwd=tmp_path)
+    assert done.returncode == 2
+    words = [f"error: reward {name!r} of fix-bad:pieces 1.2: {words}" for name, words in DEEP.items()]
+    assert done.stderr.splitlines() == words
+    assert not (tmp_path / "runs").exists()
+
+
+# --- the listing of the command line ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_table_of_plugins(python: Callable[..., Any], tmp_path: Path, columns: int) -> None:
+    """Every row fits, and says status, what is added, and why something cannot be used."""
+    done = python("-m", "rlhf_core", "plugins", cwd=tmp_path, COLUMNS=str(columns), RLHF_DISABLE_PLUGINS="fix-off")
+    assert done.returncode == 0 and max(map(len, done.stdout.splitlines())) <= columns
+    rows: dict[str, str] = {}
+    name = ""
+    for line in filter(str.strip, done.stdout.splitlines()[3:]):
+        words = line.split()
+        name = words[0] if line[1] not in " :" else name
+        rows[name] = rows.get(name, "") + " ".join(words) + " "
+    assert rows["fix-later"] == f"fix-later 1.2 broken {LATER_CORE} "
+    assert rows["Fix.Off"] == "Fix.Off 1.2 disabled turned off by RLHF_DISABLE_PLUGINS "
+    assert rows["fix-clash-a"].startswith(
+        "fix-clash-a 1.2 clash reward: echo, only-a reward 'echo' is offered by fix-clash-a"
+    )
+    assert rows["fix-editable"] == "fix-editable 1.2 ok reward: editable "
+    assert "fix-good 1.2 ok reward: good :good fix-good 1.2 ok hooks: rlhf_checkpoint_saved :probe " in rows["fix-good"]
+    assert "new kinds: robot :maker" in rows["fix-kind"]
+    assert rows["rlhf-core"].count("kinds: policy, engine,") == 1
+
+
+def test_the_table_as_json(python: Callable[..., Any], tmp_path: Path, listing: dict[str, Any]) -> None:
+    done = python("-m", "rlhf_core", "plugins", "--json", cwd=tmp_path)
+    rows = {f"{row['distribution']}:{row['name']}": row for row in json.loads(done.stdout)["plugins"]}
+    for identity, info in listing["plugins"].items():
+        row = rows[identity if identity != "rlhf-core" else "rlhf-core:rlhf-core"]
+        assert {key: row[key] for key in ("version", "status", "reason")}.items() <= info.items()
+        assert row["components"] == [f"{part['kind']}/{part['name']}" for part in info["components"]]
+    assert rows["fix-kind:maker"]["kinds"] == ["robot"] and rows["fix-good:probe"]["hooks"] == ["rlhf_checkpoint_saved"]
 
 
 # --- the working directory -------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import RLHFError, RunError
+from .errors import RegistryErrors, RLHFError, RunError
 from .plugins import Plugins, load_plugins
 from .registry import Registry, ResolvedPipeline
 
@@ -207,6 +207,9 @@ def _run(
     profile: bool = False,
 ) -> RunResult:
     # what imports torch comes only after the registry has been found to be right
+    specs = [declared.spec for declared in resolved.components.values()] + [stage.spec for stage in resolved.stages]
+    if errors := plugins.check(specs):
+        raise RegistryErrors(errors)
     from .runs.display import Display
     from .runs.processes import agree, start
     from .runs.report import write_report

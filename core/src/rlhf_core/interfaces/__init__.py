@@ -6,8 +6,9 @@ costs next to nothing.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import attributes
 
 if TYPE_CHECKING:
     from .clock import PHASES, Clock
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
         references,
     )
     from .context import Context
+    from .deprecation import Renamed, Retired
     from .generator import Drawn, Generator
     from .rows import ABOUT, Row, RowFeedback, described, read_rows
     from .schedule import Schedule, Scheduled, value_at, within
@@ -75,6 +77,7 @@ _NAMES = {
     "context": [
         "Context",
     ],
+    "deprecation": ["Renamed", "Retired"],
     "generator": ["Drawn", "Generator"],
     "rows": [
         "ABOUT", "Row", "RowFeedback", "described", "read_rows",
@@ -89,18 +92,15 @@ _NAMES = {
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
-    "ABOUT", "API_VERSION", "Clock", "Component", "ComponentSpec", "Config", "Context", "Drawn", "EngineRef",
-    "Environment", "EnvironmentRef", "FeedbackRef", "FeedbackSource", "FunctionRef", "Generator", "Hooks",
-    "KindSpec", "LossSum", "Metric", "MetricRef", "ModelName", "Needs", "OnlineReward", "OptimizerRef",
-    "OptimizerSettings", "Outputs", "PHASES", "Policy", "PolicyOptimizer", "PolicyRef", "PromptSource",
-    "PromptsRef", "RefTo", "RelativePath", "RewardModel", "RewardRef", "RewardShaper", "Row", "RowFeedback",
-    "Run", "Sampling", "Schedule", "Scheduled", "ShaperRef", "SourceConfig", "Stage", "StageConfig", "State",
-    "StepStats", "SupervisedConfig", "SupervisedTask", "TrainingData", "Traits", "Until", "described",
-    "hookimpl", "hookspec", "read_rows", "references", "value_at", "within",
+    "ABOUT", "API_VERSION", "Clock", "Component", "ComponentSpec", "Config", "Context", "Drawn",
+    "EngineRef", "Environment", "EnvironmentRef", "FeedbackRef", "FeedbackSource", "FunctionRef",
+    "Generator", "Hooks", "KindSpec", "LossSum", "Metric", "MetricRef", "ModelName", "Needs",
+    "OnlineReward", "OptimizerRef", "OptimizerSettings", "Outputs", "PHASES", "Policy", "PolicyOptimizer",
+    "PolicyRef", "PromptSource", "PromptsRef", "RefTo", "RelativePath", "Renamed", "Retired", "RewardModel",
+    "RewardRef", "RewardShaper", "Row", "RowFeedback", "Run", "Sampling", "Schedule", "Scheduled",
+    "ShaperRef", "SourceConfig", "Stage", "StageConfig", "State", "StepStats", "SupervisedConfig",
+    "SupervisedTask", "TrainingData", "Traits", "Until", "described", "hookimpl", "hookspec", "read_rows",
+    "references", "value_at", "within",
 ]  # fmt: skip
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+__getattr__ = attributes(__name__, _MODULES)

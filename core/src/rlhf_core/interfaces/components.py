@@ -71,6 +71,8 @@ class FeedbackSource(Component[C]):
     A bad row raises `DataError` with its file and line, or is counted in `skipped` where the config says so.
     """
 
+    streaming: ClassVar[bool] = True
+    """Whether records come while the data is still being read; False where all of it has to be seen first."""
     skipped: int = 0
 
     @abstractmethod
@@ -132,6 +134,8 @@ class RewardShaper(Component[C]):
     """
 
     level: ClassVar[Literal["sequence", "token"]]
+    zero_stays_zero: ClassVar[bool] = False
+    """Whether rewards that are all 0 stay 0, however it is configured and whatever it was given before."""
 
     @abstractmethod
     def shape(self, rewards: Tensor, rollout: Rollout) -> tuple[Tensor, StepStats]:
@@ -172,6 +176,9 @@ class Policy(Component[C]):
     steering: float = 0.0
     """Where it is not 0 the policy acts and is evaluated as softmax(logits + steering * min over `heads` of Q(s, .));
     the reference is never steered. Part of the policy's state."""
+    rounding: float = 1e-4
+    """By how much, in nats, log-probabilities of one token may differ between ways to compute them: with and without a
+    cache, alone and among others, as it is and exported. 1e-4 is float32's; the conformance kit holds it to this."""
     auto_head: str = "CausalLM"
     """What exported weights are loaded with: transformers' AutoModelFor..., peft's AutoPeftModelFor..."""
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationInfo,
+    model_validator,
+)
 
+from .deprecation import Deprecation, add_to_schema, check_deprecated, read_old_keys
 from .schedule import Schedule, Scheduled, value_at, within
 
 
@@ -17,8 +26,9 @@ class Needs:
     """What an algorithm wants in its rollouts; nothing that nobody needs is computed.
 
     logprobs: of the sampled tokens; where they are not wanted a policy may leave 0, and spare itself a pass if values
-    come from a network of their own. values: V(s) per token. bootstrap: V after the last token. reference:
-    log-probabilities of the reference.
+    come from a network of their own. rescored: those log-probabilities as an update computes them, where decoding
+    rounds otherwise; for ratios that are clipped to less than that. values: V(s) per token. bootstrap: V after the last
+    token. reference: log-probabilities of the reference.
     entropy: of each token's distribution. top_k: ids and log-probabilities of the k likeliest tokens.
     distribution: log-probabilities of the whole vocabulary, in an update only. heads: so many action-value heads of the
     policy, Q(s, .) over the vocabulary, and with them `hidden`: the states that heads read, in an update only.
@@ -27,6 +37,7 @@ class Needs:
     """
 
     logprobs: bool = True
+    rescored: bool = False
     values: bool = False
     bootstrap: bool = False
     reference: bool = False
@@ -44,11 +55,31 @@ class Needs:
 
 
 class Config(BaseModel):
-    """Base of every component's configuration: unknown keys are errors, and nothing changes after it is built."""
+    """Base of every component's configuration: unknown keys are errors, and nothing changes after it is built.
+
+    deprecated: old name of a field -> `Renamed` or `Retired`; it loads for one minor version, with a warning.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False, defer_build=True
     )  # built at first use: listing components must be quick
+    deprecated: ClassVar[Mapping[str, Deprecation]] = {}
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        check_deprecated(cls)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_keys(cls, data: Any) -> Any:
+        return read_old_keys(cls, data)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        schema = handler(core_schema)
+        add_to_schema(cls, handler.resolve_ref_schema(schema))
+        return schema
 
     @property
     def needs(self) -> Needs:

@@ -28,6 +28,15 @@ def _no_resolver(kind: str, name: str) -> Component[Any]:
     )
 
 
+def _resolver_elsewhere(kind: str, name: str) -> Component[Any]:
+    raise ConfigError(
+        f"{kind} {name!r}",
+        "is asked for in another process than that of the run",
+        "a component that holds what it needs before it is sent there",
+        "ask for it in __init__: self.other = context.component(...)",
+    )
+
+
 @dataclass(frozen=True)
 class Context:
     """Surroundings of a component; ``Context()`` is enough for use from Python.
@@ -57,6 +66,11 @@ class Context:
     bases: dict[str, Any] = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
     warn: Callable[[str], None] = warnings.warn
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes along to a worker process: not what belongs to the run's own, such as its shared models."""
+        own: dict[str, Any] = {"accelerator": None, "bases": {}, "clock": Clock(), "warn": warnings.warn}
+        return {**vars(self), **own, "resolve": _resolver_elsewhere}
 
     @property
     def where(self) -> str:

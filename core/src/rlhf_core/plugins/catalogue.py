@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import pluggy
 
-from ..errors import PluginError
-from ..importing import did_you_mean, first_line, import_object, installed_only
+from ..errors import PluginError, did_you_mean
+from ..importing import first_line, import_object, installed_only
 from ..interfaces.specs import ComponentSpec, KindSpec
 
 CORE = "rlhf-core"
@@ -148,9 +148,24 @@ class Plugins:
         return info.distribution, info.version
 
     def import_class(self, spec: ComponentSpec, role: Literal["factory", "config"]) -> Any:
-        """The class or the Config of `spec`. Raises `PluginError` naming the component and its distribution."""
+        """The class or the Config of `spec`. Raises `PluginError` if it does not import or is not what it must be."""
+        where, reference = f"{component_name(spec.kind, spec.name)} of {self._owner(spec)}", getattr(spec, role)
         with installed_only():
-            return import_object(getattr(spec, role), f"{component_name(spec.kind, spec.name)} of {self._owner(spec)}")
+            found = import_object(reference, where)
+        wanted = self.kinds[spec.kind].interface if role == "factory" else "rlhf_core.interfaces:Config"
+        base = import_object(wanted, f"kind {spec.kind!r}")
+        if not isinstance(found, type):
+            got = f"{role} {reference} is of type {type(found).__name__}"
+            raise PluginError(where, got, "a class", f"name a subclass of {wanted} in its ComponentSpec")
+        if base not in found.__mro__:
+            got = f"{role} {reference} is another kind of class"
+            raise PluginError(
+                where, got, f"a subclass of {wanted}", "derive it from that, or correct its ComponentSpec"
+            )
+        if abstract := getattr(found, "__abstractmethods__", ()):
+            got = f"{role} {reference} does not implement {listed(sorted(abstract))}"
+            raise PluginError(where, got, "no abstract method left", "implement what is missing")
+        return found
 
     def notify(self, hook: str, **arguments: Any) -> list[str]:
         """Call every implementation of an event hook on its own; one line for each that raised, naming the plugin."""
@@ -167,49 +182,32 @@ class Plugins:
 
     def check_deep(self) -> list[PluginError]:
         """Import every class and Config and compare them with what their kind asks for; all that is wrong."""
-        specs = [spec for info in self.plugins if info.usable for spec in info.components]
-        return [error for spec in specs for error in self.check_component(spec)]
+        return self.check(spec for info in self.plugins if info.usable for spec in info.components)
+
+    def check(self, specs: Iterable[ComponentSpec]) -> list[PluginError]:
+        """`check_deep` for some components, each once: before the first of a pipeline's is built."""
+        return [error for spec in dict.fromkeys(specs) for error in self.check_component(spec)]
 
     def check_component(self, spec: ComponentSpec) -> Iterator[PluginError]:
         """Import the class and Config of one component and yield what is wrong with them."""
-        where, classes = f"{component_name(spec.kind, spec.name)} of {self._owner(spec)}", []
-        roles: list[tuple[Literal["factory", "config"], str]]
-        roles = [("factory", self.kinds[spec.kind].interface), ("config", "rlhf_core.interfaces:Config")]
-        for role, wanted in roles:
-            reference = getattr(spec, role)
+        classes = []
+        roles: tuple[Literal["factory"], Literal["config"]] = ("factory", "config")
+        for role in roles:
             try:
-                base, cls = import_object(wanted, f"kind {spec.kind!r}"), self.import_class(spec, role)
+                classes.append(self.import_class(spec, role))
             except PluginError as error:
                 yield error
-                continue
-            if not isinstance(cls, type):
-                yield PluginError(where, f"{role} {reference} is of type {type(cls).__name__}", "a class")
-            elif base not in cls.__mro__:
-                yield PluginError(where, f"{role} {reference} is another kind of class", f"a subclass of {wanted}")
-            elif abstract := getattr(cls, "__abstractmethods__", ()):
-                yield PluginError(
-                    where,
-                    f"{role} {reference} does not implement {listed(sorted(abstract))}",
-                    "no abstract method left",
-                )
-            else:
-                classes.append(cls)
         if len(classes) == 2 and (used := getattr(classes[0], "Config", classes[1])) is not classes[1]:
-            yield PluginError(
-                where,
-                f"factory {spec.factory} is configured by {used.__qualname__}",
-                spec.config,
-                "name that class in the brackets of its base class, or the other in the spec",
-            )
+            where = f"{component_name(spec.kind, spec.name)} of {self._owner(spec)}"
+            got = f"factory {spec.factory} is configured by {used.__qualname__}"
+            hint = "name that class in the brackets of its base class, or the other in the spec"
+            yield PluginError(where, got, spec.config, hint)
 
     def _check_kind(self, kind: str) -> None:
         if kind not in self.kinds:
-            raise PluginError(
-                f"kind {kind!r}",
-                "no installed plugin declares it",
-                f"one of {listed(self.kinds)}",
-                self._hints(kind, self.kinds),
-            )
+            known = f"one of {listed(self.kinds)}"
+            hints = self._hints(kind, self.kinds)
+            raise PluginError(f"kind {kind!r}", "no installed plugin declares it", known, hints)
 
     def _hints(self, word: str, known: Iterable[str]) -> str:
         lost = [f"{info} ({info.status}: {info.reason})" for info in self.plugins if not info.usable]

@@ -12,13 +12,14 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pluggy
 
 from .. import __version__, builtin
-from ..errors import PluginError
-from ..importing import check_reference, did_you_mean, first_line, installed_only, is_loose
+from ..errors import PluginError, did_you_mean
+from ..importing import check_reference, first_line, installed_only, is_loose
 from ..interfaces.specs import API_VERSION, ComponentSpec, Hooks, KindSpec
 from .catalogue import CORE, DISABLE, PluginInfo, Plugins, component_name, listed, normal, offered
 
@@ -68,13 +69,28 @@ def _discover() -> Iterator[tuple[PluginInfo, Callable[[], Any]]]:
         try:
             if "[rlhf]" not in (distribution.read_text("entry_points.txt") or ""):
                 continue
-            name, version = distribution.metadata["Name"], distribution.metadata["Version"]
-            loaders = {point.name: point.load for point in distribution.entry_points.select(group="rlhf")}
+            about = distribution.metadata
+            name, version, needed = about["Name"], about["Version"], about.get_all("Requires-Dist") or []
+            points = distribution.entry_points.select(group="rlhf")
         except Exception:  # what an interrupted `pip uninstall` leaves behind is not installed
             continue
         if name and normal(name) not in seen:  # the first on the path wins, as for imports
             seen.add(normal(name))
-            yield from ((PluginInfo(point, name, version), load) for point, load in loaders.items())
+            yield from ((PluginInfo(p.name, name, version), partial(_import, p.load, needed)) for p in points)
+
+
+def _import(load: Callable[[], Any], needed: list[str]) -> Any:
+    """Import a plugin, unless it was written for another core: what it then lacks would be named, not why."""
+    for text in needed:
+        if normal(re.split(r"[^\w.-]", text.strip(), maxsplit=1)[0]) == CORE:
+            from packaging.requirements import Requirement
+
+            requirement = Requirement(text)
+            applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            if applies and not requirement.specifier.contains(__version__, prereleases=True):
+                wanted = f"{CORE}{requirement.specifier}"
+                raise PluginError(CORE, f"{__version__} is installed", wanted, f"pip install -U '{wanted}'")
+    return load()
 
 
 def _load(manager: pluggy.PluginManager, info: PluginInfo, load: Callable[[], Any]) -> PluginInfo:
@@ -133,7 +149,10 @@ def _answers(manager: pluggy.PluginManager, plugin: Any, hook: str, wanted: type
             if strays:
                 inside = "a list with " if isinstance(answer, list) else ""
                 raise PluginError(
-                    f"hook {hook!r}", f"returned {inside}{type(strays[0]).__name__}", f"a list of {wanted.__name__}"
+                    f"hook {hook!r}",
+                    f"returned {inside}{type(strays[0]).__name__}",
+                    f"a list of {wanted.__name__}",
+                    f"return [{wanted.__name__}(...), ...]",
                 )
             answers += answer
     return tuple(answers)
@@ -158,7 +177,9 @@ def _check(info: PluginInfo, item: ComponentSpec | KindSpec) -> None:
         if field in ("factory", "config", "interface"):
             check_reference(where, value)
     if not NAME.fullmatch(item.name):
-        raise PluginError(where, "this name cannot be used", "lower-case letters, digits, '_' and '-'")
+        better = re.sub(r"[^a-z0-9_-]+", "-", item.name.lower()).strip("-_")
+        hint = f"call it {better!r}" if better else "rename it"
+        raise PluginError(where, "this name cannot be used", "lower-case letters, digits, '_' and '-'", hint)
 
 
 def _conflict(info: PluginInfo, plugins: list[PluginInfo]) -> PluginError | None:
@@ -180,11 +201,13 @@ def _conflict(info: PluginInfo, plugins: list[PluginInfo]) -> PluginError | None
         where = component_name(spec.kind, spec.name)
         if spec.kind not in known:
             lost = [other for other in plugins if spec.kind in (kind.name for kind in other.kinds)]
-            hint = f"{lost[0]} declares it, but is broken: {lost[0].reason}" if lost else did_you_mean(spec.kind, known)
+            hint = did_you_mean(spec.kind, known) or "install what declares it, or declare it in the hook rlhf_kinds"
+            hint = f"{lost[0]} declares it, but is {lost[0].status}: {lost[0].reason}" if lost else hint
             return PluginError(where, f"{spec.kind!r} is no kind of component", f"one of {listed(known)}", hint)
         siblings = [s for other in ok if other.distribution == info.distribution for s in other.components]
         if sum((s.kind, s.name) == (spec.kind, spec.name) for s in siblings) > 1:
-            return PluginError(where, f"offered more than once by {info.distribution}", "one component of that name")
+            got = f"offered more than once by {info.distribution}"
+            return PluginError(where, got, "one component of that name", "rename one of them")
     return None
 
 

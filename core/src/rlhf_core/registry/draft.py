@@ -13,6 +13,7 @@ from ..errors import ConfigError, RLHFError
 from ..interfaces.config import Config
 from . import environment
 from .explain import explain
+from .renewal import renewed
 from .words import Keys, Problem, dotted, raised, show
 
 Origin: TypeAlias = Callable[[Keys], str]
@@ -27,12 +28,17 @@ class Built(NamedTuple):
 
 
 class Draft:
-    """A config before it is one. Overrides go through `set`; `build` validates."""
+    """A config before it is one. Overrides go through `set`; `build` validates.
+
+    notices: after `build`, what was written by a deprecated name.
+    """
 
     def __init__(self, data: dict[str, Any], origin: Origin) -> None:
         self.data = copy.deepcopy(data)
         self.origins: dict[Keys, Origin] = {(): origin}
         self.faults: list[Keys] = []
+        self.notices: list[str] = []
+        self._layers: list[tuple[Keys, Any, Origin]] = [((), data, origin)]
 
     def where(self, *keys: str | int) -> str:
         """Where `keys` was written, with its path."""
@@ -70,12 +76,17 @@ class Draft:
         part[keys[-1]] = copy.deepcopy(value)
         place = tuple(keys)
         self.origins = {k: o for k, o in self.origins.items() if k[: len(place)] != place} | {place: origin}
+        self._layers.append((place, value, origin))
 
     def build(self, model: type[Config], root: Path) -> tuple[Built | None, list[ConfigError]]:
         """Validate as `model`, relative paths from `root`, variables filled in; or all that is wrong.
 
         Nothing is raised while the value of a variable is in sight, so that no traceback shows one.
         """
+        try:
+            self._renew(model)
+        except ConfigError as error:
+            return None, [error]
         values, gaps = environment.lookup(self.data), environment.gaps(self.data)
         problems: list[tuple[Keys, Problem]] = []
         built: Built | None = None
@@ -103,6 +114,24 @@ class Draft:
         errors = [ConfigError(self.where(*keys), *problem) for keys, problem in [*gaps, *news]]
         return (None if errors else built), errors
 
+    def _renew(self, model: type[Config]) -> None:
+        """Go over to the new names of `model`, layer by layer: an override by one name beats a file by the other.
+
+        Raises `ConfigError` as `set` does.
+        """
+        layers = [renewed(model, place, value) for place, value, _ in self._layers]
+        if not any(layer.notices for layer in layers):
+            return
+        self.notices = []
+        fresh = Draft(layers[0].value, self._layers[0][2])
+        for layer, (_, _, origin) in zip(layers, self._layers, strict=True):
+            self.notices += [f"{origin(keys)}: {words}" for keys, words in layer.notices]
+            if layer.place:
+                fresh.set([*map(str, layer.place)], layer.value, origin)
+            for keys, written in layer.moved.items():
+                fresh.origins[(*(layer.place or ()), *keys)] = _below(origin, written)
+        self.data, self.origins = fresh.data, fresh.origins
+
     def outline(self, model: type[Config]) -> Config | None:
         """`model` with what was written and no checks: enough to follow the references of a config that has faults."""
         blanks = {name: None for name, info in model.model_fields.items() if info.is_required()}
@@ -124,6 +153,10 @@ class Draft:
                 return tuple(keys), None
             part = part[keys[-1]]
         return tuple(keys), part
+
+
+def _below(origin: Origin, keys: Keys) -> Origin:
+    return lambda rest: origin((*keys, *rest))
 
 
 def _bools_as_numbers(raw: Any, built: Any, keys: Keys = ()) -> list[tuple[Keys, bool]]:

@@ -35,19 +35,16 @@ class _Stage:
 
 
 class PipelineResolver:
-    """Resolves the pipeline `name`; `errors` holds all that is wrong with it and with what it reaches."""
+    """Resolves the pipeline `name`; `errors` and `notices` are about it and what it reaches."""
 
     def __init__(self, document: Document, catalogue: Catalogue, name: str) -> None:
         self.document, self.name = document, name
         self.resolver = Resolver(document, catalogue)
+        self.errors, self.notices = self.resolver.errors, self.resolver.notices
         self.kinds = [kind for kind in catalogue.kinds if kind != "stage"]
         self.settings = Draft({}, self.resolver.origin("pipelines", name))
         self.stages: list[_Stage] = []
         self._to_be_used: list[tuple[str, str, str]] = []  # (kind, id, where) of components that overrides name
-
-    @property
-    def errors(self) -> list[RLHFError]:
-        return self.resolver.errors
 
     def resolve(self, overrides: Overrides = ()) -> ResolvedPipeline | None:
         """The pipeline, or None once its errors are noted."""
@@ -216,8 +213,8 @@ class PipelineResolver:
         spec, model = self.resolver.lookup("stage", draft.name, draft.config.where())
         if spec is None or model is None:
             return None
-        place = draft.config.where()
-        draft.config.data["id"] = draft.id
+        place, place_of_id = draft.config.where(), draft.config.where("id")
+        draft.config.set(["id"], draft.id, lambda _: place_of_id)
         built = self.resolver.build(draft.config, model)
         return ResolvedStage(draft.id, draft.name, built.config, spec, place, built.written) if built else None
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from ..errors import ConfigError, RegistryErrors, RLHFError
+from ..interfaces.deprecation import DeprecatedFieldWarning
 from .document import Document, read_document
 from .functions import FunctionDecl
 from .pipeline import Overrides, PipelineResolver
@@ -15,7 +17,10 @@ from .words import suggest
 
 
 class Registry:
-    """What a registry file declares, against what is installed."""
+    """What a registry file declares, against what is installed.
+
+    Settings by a deprecated name load, with a `FutureWarning` for each.
+    """
 
     def __init__(self, document: Document, catalogue: Catalogue) -> None:
         self._document, self._catalogue = document, catalogue
@@ -69,6 +74,7 @@ class Registry:
             raise RegistryErrors([*document.problems, missing])
         resolver = PipelineResolver(document, self._catalogue, pipeline)
         resolved = resolver.resolve(overrides)
+        _warn(resolver.notices)
         if document.problems or resolved is None:
             raise RegistryErrors(_once([*document.problems, *resolver.errors]))
         return resolved
@@ -82,6 +88,7 @@ class Registry:
             raise RegistryErrors(self._document.problems)
         resolver = Resolver(self._document, self._catalogue)
         resolver.component(kind, id, self._document.source.name)
+        _warn(resolver.notices)
         if errors := [*self._document.problems, *resolver.errors]:
             raise RegistryErrors(_once(errors))
         return resolver.components[kind, id]
@@ -97,14 +104,21 @@ class Registry:
                 resolver.component(kind, id, document.source.where("components", kind, id))
         for name in document.functions:
             resolver.function(name, document.source.where("functions", name))
-        errors = [*document.problems, *document.strays, *resolver.errors]
+        errors, notices = [*document.problems, *document.strays, *resolver.errors], resolver.notices
         for name in document.pipelines:
             pipeline = PipelineResolver(document, self._catalogue, name)
             pipeline.resolve()
             errors += pipeline.errors
+            notices += pipeline.notices
+        _warn(notices)
         return _once(errors)
 
     validate = problems
+
+
+def _warn(notices: list[str]) -> None:
+    for notice in dict.fromkeys(notices):
+        warnings.warn(notice, DeprecatedFieldWarning, stacklevel=3)
 
 
 def _once(errors: list[RLHFError]) -> list[RLHFError]:

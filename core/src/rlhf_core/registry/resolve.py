@@ -8,8 +8,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
-from ..errors import ConfigError, PluginError, RLHFError
-from ..importing import did_you_mean
+from ..errors import ConfigError, PluginError, RLHFError, did_you_mean
 from ..interfaces.config import Config, RelativePath, StageConfig, references
 from ..interfaces.specs import ComponentSpec, KindSpec
 from . import environment
@@ -54,7 +53,8 @@ class _Load(Config):
 
 
 class Resolver:
-    """Resolves references into `components` and `functions`; what is wrong collects in `errors`.
+    """Resolves references into `components` and `functions`; what is wrong collects in `errors`, and what was written
+    by a deprecated name in `notices`.
 
     Overrides change `declarations` before anything is resolved.
     """
@@ -63,6 +63,7 @@ class Resolver:
         self.document, self.catalogue = document, catalogue
         self.source, self.root = document.source, document.source.root
         self.errors: list[RLHFError] = []
+        self.notices: list[str] = []
         self.declarations: dict[tuple[str, str], Declaration | None] = {}
         self.components: dict[tuple[str, str], Declared] = {}
         self.functions: dict[str, FunctionDecl] = {}
@@ -183,6 +184,7 @@ class Resolver:
         """Validate `draft` as `model` and resolve everything it names; None once its errors are noted."""
         built, errors = draft.build(model, self.root)
         self.errors += errors
+        self.notices += draft.notices
         if config := built.config if built else draft.outline(model):
             self._follow(config, draft)
         return built

@@ -102,7 +102,7 @@ def _config(catalogue: Catalogue, kind: str, name: str, definitions: Schema) -> 
     except (PluginError, AttributeError, PydanticInvalidForJsonSchema):
         return {"type": ["object", "null"]}, False  # it cannot be described; `rlhf plugins --deep` says why
     definitions[key] = schema
-    required = bool(schema.get("required"))
+    required = bool(schema.get("required") or schema.get("allOf"))  # allOf: by its new or its old name
     reference = {"$ref": f"#/$defs/{key}"}
     return (reference if required else {"anyOf": [reference, NULL]}), required
 
@@ -161,5 +161,7 @@ def _or_variable(schema: Schema) -> Schema:
     narrow = {"pattern", "format", "minLength", "maxLength", "enum"} & schema.keys()
     if not (narrow or schema.get("type") in ("integer", "number", "boolean")):
         return schema
-    about: Schema = {key: schema.pop(key) for key in ("description", "default", "examples") if key in schema}
+    about: Schema = {
+        key: schema.pop(key) for key in ("description", "default", "examples", "deprecated") if key in schema
+    }
     return {"anyOf": [schema, {"$ref": "#/$defs/env"}], **about}

@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeAlias
 
-from ..errors import ConfigError
-from ..importing import did_you_mean
+from ..errors import ConfigError, did_you_mean
 
 Keys: TypeAlias = tuple[str | int, ...]
 """The keys and list indices that lead to a value."""

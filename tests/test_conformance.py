@@ -159,7 +159,7 @@ EXAMPLES: dict[str, Any] = {
     "feedback/sentiment": rows([{"prompt": "Tea?", "response": "Gladly!", "label": "positive"}]),
     "reward/irl": [
         {"fresh": FRESH, "max_tokens": 64, "samples_from": "toy"},
-        {"policy": "toy", "max_tokens": 64, "pooling": "mean", "algorithm": "gail", "demonstrations": "toy"},
+        {"policy": "toy", "max_tokens": 64, "pooling": "mean", "algorithm": "gail", "demonstrations": "demonstration"},
     ],
     "reward/keywords": [{"prefer": ["thanks", "谢谢"], "avoid": ["know"], "max_count": 2}],
     "reward/linear": [{"held_out": 0}, {"held_out": 0, "analyzer": "char", "ngrams": (1, 3), "cross": False}],
@@ -200,12 +200,16 @@ EXAMPLES: dict[str, Any] = {
         {"population": 6, "sigma": {"schedule": "linear", "start": 0.1, "end": 0.05}, "learning_rate": 0.1,
          "fitness": "rank", "prompts_per_step": 4},
     ],
-    "stage/sft": [{"feedback": ["toy"]}],
-    "stage/fit-reward": [{"reward": "toy", "feedback": ["toy"]}],
-    "stage/optimize": [{"optimizer": "toy", "prompts": "toy", "rewards": {"toy": 1.0}, "steps": 2}],
-    "stage/evaluate": [{"prompts": "toy"}],
+    "stage/sft": [{"feedback": ["toy"], "batch_size": 2, "epochs": 2, "evaluate_every": 1, "best": "-loss"}],
+    "stage/fit-reward": [{"reward": "toy", "feedback": ["toy"], "baseline": "other"}],
+    "stage/optimize": [
+        {"optimizer": "toy", "prompts": "toy", "rewards": {"toy": 1.0}, "shapers": ["toy"], "steps": 2,
+         "sampling": {"max_new_tokens": 6}, "evaluate_every": 1, "evaluation": {"prompts": "toy"}},
+    ],
+    "stage/evaluate": [{"prompts": "toy", "rewards": {"toy": 1.0}, "sampling": {"max_new_tokens": 6}}],
     "stage/trl": [
-        {"trainer": "rloo", "prompts": "toy", "rewards": {"toy": 1.0}, "steps": 2, "arguments": {"beta": 0.0}},
+        {"trainer": "rloo", "prompts": "toy", "rewards": {"toy": 1.0}, "steps": 2, "arguments": {"beta": 0.0},
+         "sampling": {"max_new_tokens": 6}},
         {"trainer": "dpo", "feedback": ["toy"], "steps": 1},
     ],
 }

@@ -16,8 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
-from rlhf_core.errors import PluginError, RegistryErrors, RLHFError
-from rlhf_core.importing import did_you_mean
+from rlhf_core.errors import PluginError, RegistryErrors, RLHFError, did_you_mean
 from rlhf_core.interfaces import (
     ComponentSpec,
     Config,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import ConfigError
-from ..interfaces import Run, Sampling, Stage, StepStats
+from ..interfaces import Run, Sampling, Stage, State, StepStats
 from ..randomness import derive_seed
 from ..rl.evaluation import Evaluation, evaluate, mean_and_error
 from .common import build_sampler
@@ -71,3 +71,9 @@ class Evaluate(Stage[EvaluateConfig]):
 
     def finish(self) -> dict[str, Any]:
         return self.result
+
+    def state_dict(self) -> State:
+        return {"result": self.result}
+
+    def load_state_dict(self, state: State) -> None:
+        self.result = state["result"]

@@ -22,19 +22,22 @@ Files that an example needs are written into `folder`; names of other components
 Without examples these checks are skipped, with that reason.
 
 The stand-ins are deterministic: `tiny_context`, `tiny_policy` (and `tiny_model`, its config), `example_prompts`,
-`example_samples`, `example_feedback`, `example_rollout`, and `example_data`, what an optimizer is given in a step.
+`example_samples`, `example_feedback`, `example_rollout`, `example_data`, what an optimizer is given in a step, and
+`tiny_run`, what a stage is given, and what runs it.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import attributes
 
 if TYPE_CHECKING:
     from .kit import Check, Result, run_checks
     from .parametrize import parametrize_components
     from .records import example_feedback, example_prompts, example_samples
     from .rollouts import example_rollout
+    from .runs import tiny_run
     from .subjects import ConformanceError, Example, Subject
     from .toys import example_data, tiny_context, tiny_model, tiny_policy
 
@@ -43,6 +46,7 @@ _NAMES = {
     "parametrize": ["parametrize_components"],
     "records": ["example_feedback", "example_prompts", "example_samples"],
     "rollouts": ["example_rollout"],
+    "runs": ["tiny_run"],
     "subjects": ["ConformanceError", "Example", "Subject"],
     "toys": ["example_data", "tiny_context", "tiny_model", "tiny_policy"],
 }
@@ -51,11 +55,7 @@ _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
     "Check", "ConformanceError", "Example", "Result", "Subject", "example_data", "example_feedback", "example_prompts",
     "example_rollout", "example_samples", "parametrize_components", "run_checks", "tiny_context", "tiny_model",
-    "tiny_policy",
+    "tiny_policy", "tiny_run",
 ]  # fmt: skip
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+__getattr__ = attributes(__name__, _MODULES)

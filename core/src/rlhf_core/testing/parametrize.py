@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from ..errors import PluginError
-from ..importing import did_you_mean
+from ..errors import PluginError, did_you_mean
 from ..plugins import load_plugins
 from .kit import checks_of
 from .subjects import RawExamples, find_subjects

@@ -16,8 +16,7 @@ from typing import Any, Literal, NoReturn, TypeAlias
 
 from pydantic import ValidationError
 
-from ..errors import PluginError, RLHFError
-from ..importing import did_you_mean
+from ..errors import PluginError, RLHFError, did_you_mean
 from ..interfaces import ComponentSpec, Config
 from ..plugins import PluginInfo, Plugins
 
@@ -129,14 +128,25 @@ class Example:
 
     def build(self, **surroundings: Any) -> Any:
         """The component as the runner would make it, in a `tiny_context`; a reward that has no score yet is fitted."""
+        component = self.build_fresh(**surroundings)
+        if self.subject.spec.kind == "reward":
+            _fit_if_asked(component)
+        return component
+
+    def build_fresh(self, **surroundings: Any) -> Any:
+        """The component as it is made, before it has learnt anything."""
         from .toys import tiny_context
 
         spec = self.subject.spec
         context = tiny_context(spec.kind, spec.name, **{"directory": self.subject.folder, **surroundings})
-        component = self.subject.component_class(self.config, context)
-        if spec.kind == "reward":
-            _fit_if_asked(component)
-        return component
+        return self.subject.component_class(self.config, context)
+
+    @cached_property
+    def first_answer(self) -> Any:
+        """What the component, just built, says when it is asked; see `answers`."""
+        from .answers import answer
+
+        return answer(self.subject.spec.kind, self.build())
 
     def with_config(self, **changes: Any) -> Example:
         """The same with other values in its config."""
@@ -148,18 +158,25 @@ class Example:
 
 
 def _fit_if_asked(reward: Any) -> None:
-    """Fit a reward that refuses to score before it has learnt, on the first kind of `example_feedback` it takes."""
+    """Fit a reward that refuses to score before it has learnt."""
     from ..records import Prompt, Sample
-    from .records import example_feedback
 
-    records = example_feedback()
     try:
         reward.score([Sample(Prompt(text="Hello"), " there")])
     except RLHFError:
-        for kind in dict.fromkeys(record.kind for record in records):
-            with suppress(RLHFError):
-                reward.fit([record for record in records if record.kind == kind])
-                return
+        fit_on_examples(reward)
+
+
+def fit_on_examples(reward: Any) -> bool:
+    """Fit a reward on the first kind of `example_feedback` it takes; whether there was one."""
+    from .records import example_feedback
+
+    records = example_feedback()
+    for kind in dict.fromkeys(record.kind for record in records):
+        with suppress(RLHFError):
+            reward.fit([record for record in records if record.kind == kind])
+            return True
+    return False
 
 
 # --- choosing --------------------------------------------------------------------------------------------------------

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from ..errors import ConfigError
-from ..interfaces import Component, Config, Context, FeedbackSource, Needs, Policy, PromptSource, RewardModel, Sampling
-from ..records import Feedback, Prompt, Sample, Scores
+from ..interfaces import (
+    Component,
+    Config,
+    Context,
+    FeedbackSource,
+    Needs,
+    Outputs,
+    Policy,
+    PromptSource,
+    RewardModel,
+    RewardShaper,
+    Sampling,
+    State,
+    StepStats,
+)
+from ..records import Feedback, Prompt, Rollout, Sample, Scores
+from ..rl import Batch, OnPolicyConfig, OnPolicyOptimizer
 from .records import TEXTS, example_feedback, example_prompts
 
 if TYPE_CHECKING:
@@ -23,10 +39,11 @@ class NoOptions(Config):
 
 
 class ToyFeedback(FeedbackSource[NoOptions]):
-    """`example_feedback`."""
+    """`example_feedback`; named like a kind ("demonstration", "comparison", ...), the records of that kind alone."""
 
     def __iter__(self) -> Iterator[Feedback]:
-        return iter(example_feedback())
+        records = example_feedback()
+        return iter([record for record in records if record.kind == self.context.id] or records)
 
 
 class ToyPrompts(PromptSource[NoOptions]):
@@ -40,11 +57,25 @@ class ToyPrompts(PromptSource[NoOptions]):
 
 
 class ToyReward(RewardModel[NoOptions]):
-    """A number between 0 and 1 that differs between texts: a hash."""
+    """A number between 0 and 1 that differs between texts: a hash; another one once it was fitted."""
+
+    fitted_on = ""
+
+    def fit(self, feedback: Iterable[Feedback]) -> StepStats:
+        ids = [record.id for record in feedback]
+        self.fitted_on = " ".join(ids)
+        return {"records": len(ids)}
 
     def score(self, samples: Sequence[Sample]) -> Scores:
-        hashes = [hashlib.sha256(sample.response.encode()).hexdigest()[:4] for sample in samples]
+        texts = [self.fitted_on + sample.response for sample in samples]
+        hashes = [hashlib.sha256(text.encode()).hexdigest()[:4] for text in texts]
         return Scores(torch.tensor([int(digits, 16) / 16**4 for digits in hashes]))
+
+    def state_dict(self) -> State:
+        return {"fitted_on": self.fitted_on}
+
+    def load_state_dict(self, state: State) -> None:
+        self.fitted_on = state["fitted_on"]
 
 
 class Indifferent(RewardModel[NoOptions]):
@@ -54,26 +85,63 @@ class Indifferent(RewardModel[NoOptions]):
         return Scores(torch.zeros(len(samples)), abstained=torch.ones(len(samples), dtype=torch.bool))
 
 
+class ToyShaper(RewardShaper[NoOptions]):
+    """Scores less their running mean, which is its state."""
+
+    level = "sequence"
+    mean = 0.0
+
+    def shape(self, rewards: Tensor, rollout: Rollout) -> tuple[Tensor, StepStats]:
+        judged = torch.ones_like(rollout.truncated) if rollout.abstained is None else ~rollout.abstained  # (B,)
+        if bool(judged.any()):
+            self.mean = (self.mean + float(rewards[judged].mean())) / 2
+        return (rewards - self.mean).masked_fill(~judged, 0.0), {"toy/mean": self.mean}
+
+    def state_dict(self) -> State:
+        return {"mean": self.mean}
+
+    def load_state_dict(self, state: State) -> None:
+        self.mean = state["mean"]
+
+
+class ToyOptimizer(OnPolicyOptimizer[OnPolicyConfig]):
+    """REINFORCE without a baseline."""
+
+    def prepare(self, rollout: Rollout) -> Mapping[str, Tensor]:
+        assert rollout.rewards is not None
+        return {"returns": rollout.rewards.sum(1)}  # (B,)
+
+    def loss(self, batch: Batch, new: Outputs) -> tuple[Tensor, Mapping[str, Any]]:
+        logprobs = torch.where(batch.mask, new.logprobs, 0.0).sum(1)  # (B,)
+        return -batch.sample_mean(batch.returns * logprobs), {}
+
+
 def _lengths(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
     return [float(len(str(completion))) for completion in completions]
 
 
-def tiny_context(kind: str = "component", id: str = "tiny", **changes: Any) -> Context:
-    """A context that answers every reference: any id names a toy of its kind.
+class Toys:
+    """What `tiny_context` resolves references with: any id names the toy of its kind, always the same one.
 
-    There are toys of the kinds feedback (`example_feedback`), prompts, reward (a hash of the response), policy
-    (`tiny_policy`) and environment, and one function, "length". `changes` are further arguments of `Context`.
+    An object, not a closure, so that a context can be sent to another process.
     """
-    shared: dict[tuple[str, str], Component[Any]] = {}
-    makers: dict[str, Callable[[Context], Component[Any]]] = {
-        "feedback": lambda context: ToyFeedback(NoOptions(), context),
-        "prompts": lambda context: ToyPrompts(NoOptions(), context),
-        "reward": lambda context: ToyReward(NoOptions(), context),
-        "policy": tiny_policy,
-        "environment": _single_turn,
-    }
 
-    def resolve(kind: str, id: str) -> Component[Any]:
+    def __init__(self) -> None:
+        self.shared: dict[tuple[str, str], Component[Any]] = {}
+        self.context = Context()  # of whoever asks; `tiny_context` sets it
+
+    def __call__(self, kind: str, id: str) -> Component[Any]:
+        makers: dict[str, Callable[[Context], Component[Any]]] = {
+            "feedback": lambda context: ToyFeedback(NoOptions(), context),
+            "prompts": lambda context: ToyPrompts(NoOptions(), context),
+            "reward": lambda context: ToyReward(NoOptions(), context),
+            "shaper": lambda context: ToyShaper(NoOptions(), context),
+            "optimizer": _optimizer,
+            "policy": tiny_policy,
+            "engine": _engine,
+            "environment": _single_turn,
+            "metric": _length,
+        }
         if kind not in makers:
             raise ConfigError(
                 f"{kind} {id!r}",
@@ -81,12 +149,40 @@ def tiny_context(kind: str = "component", id: str = "tiny", **changes: Any) -> C
                 f"one of {', '.join(makers)}",
                 "give tiny_context(resolve=...) a function (kind, id) -> component",
             )
-        if (kind, id) not in shared:
-            shared[kind, id] = makers[kind](context.named(kind, id))
-        return shared[kind, id]
+        if (kind, id) not in self.shared:
+            self.shared[kind, id] = makers[kind](self.context.named(kind, id))
+        return self.shared[kind, id]
 
-    context = Context(**{"kind": kind, "id": id, "resolve": resolve, "functions": {"length": _lengths}, **changes})
-    return context
+
+def tiny_context(kind: str = "component", id: str = "tiny", **changes: Any) -> Context:
+    """A context that answers every reference: any id names a toy of its kind.
+
+    There are toys of every kind that a config can name: feedback (`example_feedback`, or what its id says, such as
+    "comparison"), prompts, reward (a hash of the response), shaper, optimizer (REINFORCE), policy (`tiny_policy`),
+    engine, environment and metric (the length); and one function, "length". `changes` are further arguments of
+    `Context`.
+    """
+    toys = Toys()
+    toys.context = Context(**{"kind": kind, "id": id, "resolve": toys, "functions": {"length": _lengths}, **changes})
+    return toys.context
+
+
+def _optimizer(context: Context) -> Component[Any]:
+    return ToyOptimizer(OnPolicyConfig(prompts_per_step=2, minibatch_size=2, learning_rate=1e-2), context)
+
+
+def _engine(context: Context) -> Component[Any]:
+    from ..policies.config import RefillConfig
+    from ..policies.decoding import Refill
+
+    return Refill(RefillConfig(), context)
+
+
+def _length(context: Context) -> Component[Any]:
+    from ..components.config import LengthMetricConfig
+    from ..components.metrics import LengthMetric
+
+    return LengthMetric(LengthMetricConfig(), context)
 
 
 def _single_turn(context: Context) -> Component[Any]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from rlhf_core.interfaces import SupervisedTask
 from rlhf_core.records import Demonstration, Edit, Feedback, Prompt, Sample, Scores, Span
-from rlhf_core.rewards.credit import CreditNetwork, CreditReward
+from rlhf_core.rewards import CreditNetwork, CreditReward
 from rlhf_core.segmentation import pieces
 from torch import nn
 

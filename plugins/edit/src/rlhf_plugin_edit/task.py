@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from rlhf_core.functional import bradley_terry_loss
 from rlhf_core.interfaces import LossSum, StepStats, SupervisedTask
-from rlhf_core.rewards.pairs import pair_metrics
+from rlhf_core.rewards import pair_metrics
 from rlhf_core.training import by_tokens
 from torch import Tensor
 from torch.nn.functional import cross_entropy

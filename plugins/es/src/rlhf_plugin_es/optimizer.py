@@ -31,7 +31,7 @@ import torch
 from rlhf_core.errors import ConfigError
 from rlhf_core.interfaces import Policy, PolicyOptimizer, StepStats, TrainingData, Traits
 from rlhf_core.randomness import derive_seed
-from rlhf_core.rl.failure import refusal
+from rlhf_core.rl import refusal
 from torch import Tensor
 
 from .config import ESConfig

@@ -28,7 +28,7 @@ from rlhf_core.interfaces import Context, LossSum, OnlineReward, Schedule, State
 from rlhf_core.memory import lower, within_memory
 from rlhf_core.randomness import seed_everything
 from rlhf_core.records import Demonstration, Feedback, Rollout, Sample, Scores
-from rlhf_core.rewards.text import TextReward
+from rlhf_core.rewards import TextReward
 from rlhf_core.training import GradientSteps, backward, by_tokens, share, summed
 from torch import Tensor
 

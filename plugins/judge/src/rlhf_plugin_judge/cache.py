@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rlhf_core.errors import RunError
 
@@ -35,6 +35,12 @@ class Cache:
         self._gap = b""  # ends the line that a crash broke off
         if path is not None and path.exists():
             self._read(path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}  # each process has its own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=Lock())
 
     def _read(self, path: Path) -> None:
         try:

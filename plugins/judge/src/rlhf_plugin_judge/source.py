@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import combinations, islice
+from typing import Any
 
 from rlhf_core.errors import DataError
 from rlhf_core.interfaces import Context, FeedbackSource
@@ -26,6 +27,7 @@ class JudgedPairs(FeedbackSource[JudgeFeedbackConfig]):
     def __init__(self, config: JudgeFeedbackConfig, context: Context) -> None:
         super().__init__(config, context)
         self._judge = Judge(config, context)
+        self._feedback: FeedbackSource[Any] = context.component("feedback", config.feedback)
 
     def __iter__(self) -> Iterator[Feedback]:
         self.skipped = found = 0
@@ -51,7 +53,7 @@ class JudgedPairs(FeedbackSource[JudgeFeedbackConfig]):
 
     def _pairs(self, reasons: list[str]) -> Iterator[tuple[Comparison, str, str]]:
         """Every two responses of every comparison, in the source's order of telling; `reasons` takes what is none."""
-        for record in self.context.component("feedback", self.config.feedback):
+        for record in self._feedback:
             if not isinstance(record, Comparison):
                 reasons.append(f"feedback of kind {record.kind!r}")
                 continue

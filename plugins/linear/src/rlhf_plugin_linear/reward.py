@@ -16,7 +16,7 @@ from rlhf_core.errors import ConfigError, DataError, RewardError
 from rlhf_core.functional import rank_correlation
 from rlhf_core.interfaces import Context, RewardModel, State, StepStats
 from rlhf_core.records import Feedback, Sample, Scores
-from rlhf_core.rewards.pairs import pair_metrics
+from rlhf_core.rewards import pair_metrics
 
 from .config import LinearRewardConfig
 from .estimators import Estimator, Floats, Line, RankingSVM, Regression, fit_line

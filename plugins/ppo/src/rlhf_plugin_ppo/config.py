@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 from rlhf_core.interfaces import Needs, RewardRef, Scheduled, within
-from rlhf_core.rl.config import OnPolicyConfig
+from rlhf_core.rl import OnPolicyConfig
 
 
 class PPOConfig(OnPolicyConfig):

@@ -32,7 +32,7 @@ from rlhf_core.interfaces import (
 )
 from rlhf_core.randomness import derive_seed, permutation
 from rlhf_core.records import Demonstration, Rollout
-from rlhf_core.rewards.text import TextReward
+from rlhf_core.rewards import TextReward
 from rlhf_core.rl import Batch, OnPolicyOptimizer, within_update
 from rlhf_core.training import Rate, backward, by_tokens, share
 from torch import Tensor, nn

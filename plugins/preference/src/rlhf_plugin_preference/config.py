@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 from rlhf_core.interfaces import Config, FeedbackRef, SourceConfig
-from rlhf_core.rewards.config import TextRewardConfig
+from rlhf_core.rewards import TextRewardConfig
 
 
 class PreferencesConfig(SourceConfig):

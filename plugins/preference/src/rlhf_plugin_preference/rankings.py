@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from rlhf_core.functional import plackett_luce_loss
 from rlhf_core.interfaces import LossSum, StepStats, SupervisedTask
-from rlhf_core.rewards.pairs import pair_metrics
-from rlhf_core.rewards.text import TextReward
+from rlhf_core.rewards import TextReward, pair_metrics
 from torch import Tensor
 
 

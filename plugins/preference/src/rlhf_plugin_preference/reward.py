@@ -14,9 +14,7 @@ from typing import Any
 import torch
 from rlhf_core.interfaces import SupervisedTask
 from rlhf_core.records import Comparison, Feedback
-from rlhf_core.rewards.network import TextNetwork
-from rlhf_core.rewards.pairs import Pair, PairTask
-from rlhf_core.rewards.text import TextReward
+from rlhf_core.rewards import Pair, PairTask, TextNetwork, TextReward
 from torch import nn
 
 from .config import PreferenceRewardConfig

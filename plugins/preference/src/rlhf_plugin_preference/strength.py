@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.interfaces import FeedbackSource
+from rlhf_core.interfaces import Context, FeedbackSource
 from rlhf_core.records import Comparison, Feedback, Sample
 from rlhf_core.training import fit_task
 
@@ -39,10 +39,16 @@ class Strength(FeedbackSource[StrengthConfig]):
     train the ensemble again.
     """
 
+    streaming = False
+
     counts: dict[str, int]
 
+    def __init__(self, config: StrengthConfig, context: Context) -> None:
+        super().__init__(config, context)
+        self._feedback: FeedbackSource[Any] = context.component("feedback", config.feedback)
+
     def __iter__(self) -> Iterator[Feedback]:
-        records: list[Feedback] = list(self.context.component("feedback", self.config.feedback))
+        records = list(self._feedback)
         judged = [r for r in records if isinstance(r, Comparison) and self._can_be_judged(r)]
         strengths = self._strengths(judged)
         order = sorted(strengths, key=lambda id: strengths[id][0])

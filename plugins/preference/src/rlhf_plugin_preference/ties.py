@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from rlhf_core.functional import davidson_loss
 from rlhf_core.interfaces import LossSum, StepStats
-from rlhf_core.rewards.pairs import Pair, PairTask
+from rlhf_core.rewards import Pair, PairTask
 from torch import Tensor
 
 

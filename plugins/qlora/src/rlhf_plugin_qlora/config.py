@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pydantic import Field, model_validator
-from rlhf_core.policies.config import CausalLMConfig, Lora, Quantization
+from rlhf_core.policies import CausalLMConfig, Lora, Quantization
 
 
 class QLoRAConfig(CausalLMConfig):

@@ -7,7 +7,7 @@ the output layer) are in the compute dtype, not in float32; adapters are in floa
 
 from __future__ import annotations
 
-from rlhf_core.policies.causal_lm import CausalLM
+from rlhf_core.policies import CausalLM
 
 from .config import QLoRAConfig
 

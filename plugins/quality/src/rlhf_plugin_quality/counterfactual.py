@@ -37,6 +37,7 @@ class Counterfactual(FeedbackSource[CounterfactualConfig]):
 
     def __init__(self, config: CounterfactualConfig, context: Context) -> None:
         super().__init__(config, context)
+        self._feedback: list[FeedbackSource[Any]] = [context.component("feedback", id) for id in config.feedback]
         english = config.language in ("en", "both")
         if config.swaps is not None:
             self._swap = Swapper(config.swaps, (*LEAVE, *config.leave))
@@ -46,8 +47,8 @@ class Counterfactual(FeedbackSource[CounterfactualConfig]):
 
     def __iter__(self) -> Iterator[Feedback]:
         found = False
-        for name in self.config.feedback:
-            for record in self.context.component("feedback", name):
+        for source in self._feedback:
+            for record in source:
                 found = True
                 swapped = twin(record, self._swap)
                 if swapped is None or self.config.keep_original:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
-from rlhf_core.errors import ConfigError, DataError
-from rlhf_core.importing import did_you_mean
+from rlhf_core.errors import ConfigError, DataError, did_you_mean
 from rlhf_core.interfaces import Config, Context, FeedbackSource, Row, RowFeedback, SourceConfig, read_rows
 from rlhf_core.plugins import Plugins
 from rlhf_core.records import Feedback

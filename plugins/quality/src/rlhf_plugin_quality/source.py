@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -29,8 +29,12 @@ class Quality(FeedbackSource[QualityConfig]):
     ``quality-ID.jsonl`` in the run directory.
     """
 
+    streaming = False
+
     def __init__(self, config: QualityConfig, context: Context) -> None:
         super().__init__(config, context)
+        self._feedback: list[FeedbackSource[Any]] = [context.component("feedback", id) for id in config.feedback]
+        self._gold: Iterable[Feedback] = () if config.gold is None else context.component("feedback", config.gold)
         if config.reliability == "mace":
             need_crowd_kit(context.where)
 
@@ -47,11 +51,10 @@ class Quality(FeedbackSource[QualityConfig]):
             DataError: the sources give no record, or none that passes.
         """
         ledger = Ledger(self.config)
-        for group, name in enumerate(self.config.feedback):
-            for record in self.context.component("feedback", name):
+        for group, source in enumerate(self._feedback):
+            for record in source:
                 ledger.add(record, group)
-        gold = () if self.config.gold is None else self.context.component("feedback", self.config.gold)
-        found = judge(ledger, gold)
+        found = judge(ledger, self._gold)
         for note in found.notes:
             self.context.warn(f"{self.context.where}: {note}")
         names = ", ".join(self.config.feedback)
@@ -84,7 +87,7 @@ class Quality(FeedbackSource[QualityConfig]):
             raise self._changed(f"{count} records instead of {found.records}")
 
     def _records(self) -> Iterator[Feedback]:
-        return chain.from_iterable(self.context.component("feedback", name) for name in self.config.feedback)
+        return chain.from_iterable(self._feedback)
 
     def _changed(self, got: str) -> DataError:
         return DataError(

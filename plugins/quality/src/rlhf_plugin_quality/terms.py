@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 
 ENGLISH = (
     ("he", "she"), ("himself", "herself"), ("Mr", "Ms"), ("sir", "madam"), ("gentleman", "lady"),
@@ -37,15 +38,24 @@ def _owned(rest: str) -> bool:
     return _NOT_OWNED.match(rest) is None
 
 
+def _by_owned(before_owned: str, elsewhere: str, rest: str) -> str:
+    return before_owned if _owned(rest) else elsewhere
+
+
+def _always(word: str) -> Callable[[str], str]:
+    return partial(_by_owned, word, word)
+
+
+# partials of functions, not lambdas: a source is sent to worker processes
 IRREGULAR: dict[str, Callable[[str], str]] = {
-    "him": lambda rest: "her",
-    "his": lambda rest: "her" if _owned(rest) else "hers",
-    "her": lambda rest: "his" if _owned(rest) else "him",
-    "hers": lambda rest: "his",
-    "Mrs": lambda rest: "Mr",
-    "mum": lambda rest: "dad",
-    "mums": lambda rest: "dads",
-    "mummy": lambda rest: "daddy",
+    "him": _always("her"),
+    "his": partial(_by_owned, "her", "hers"),
+    "her": partial(_by_owned, "his", "him"),
+    "hers": _always("his"),
+    "Mrs": _always("Mr"),
+    "mum": _always("dad"),
+    "mums": _always("dads"),
+    "mummy": _always("daddy"),
 }
 """English terms without one partner -> what they become, given the text behind them.
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 from rlhf_core.interfaces import SourceConfig
-from rlhf_core.rewards.config import TextRewardConfig
+from rlhf_core.rewards import TextRewardConfig
 
 EVENTS = {"thumbs_up": 1.0, "thumbs_down": 0.0, "purchase": 1.0, "click": 1.0, "ignored": 0.0}
 

@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from rlhf_core.errors import DataError
 from rlhf_core.interfaces import SupervisedTask
-from rlhf_core.policies.text import at_last_character
+from rlhf_core.policies import at_last_character
 from rlhf_core.records import Feedback, Rating, Sample, Scores
-from rlhf_core.rewards.credit import CreditNetwork, CreditReward, credit_spans
-from rlhf_core.rewards.pairs import Pair, PairTask
+from rlhf_core.rewards import CreditNetwork, CreditReward, Pair, PairTask, credit_spans
 from torch import Tensor, nn
 
 from .config import RatingRewardConfig

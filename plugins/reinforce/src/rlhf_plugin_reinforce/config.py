@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 from rlhf_core.interfaces import Needs, Scheduled, within
-from rlhf_core.rl.config import OnPolicyConfig
+from rlhf_core.rl import OnPolicyConfig
 
 
 class ReinforceConfig(OnPolicyConfig):

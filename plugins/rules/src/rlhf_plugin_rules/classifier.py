@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from rlhf_core.errors import ConfigError
 from rlhf_core.interfaces import Context, RewardModel
-from rlhf_core.policies.loading import complete_tokenizer, load_pretrained
-from rlhf_core.policies.text import pad_right
+from rlhf_core.policies import complete_tokenizer, load_pretrained, pad_right
 from rlhf_core.records import Sample, Scores
-from rlhf_core.rewards.network import longest_text
+from rlhf_core.rewards import longest_text
 from rlhf_core.training import by_tokens
 from torch import Tensor
 

@@ -32,9 +32,9 @@ class Format(RewardModel[FormatConfig]):
         if config.json_keys is not None:
             self._checks["json"] = self._is_json
         if config.sentences is not None:
-            self._checks["sentences"] = partial(_within, config.sentences, lambda text: len(sentences(text)))
+            self._checks["sentences"] = partial(_within, config.sentences, count_sentences)
         if config.bullets is not None:
-            self._checks["bullets"] = partial(_within, config.bullets, lambda text: len(BULLET.findall(text)))
+            self._checks["bullets"] = partial(_within, config.bullets, count_bullets)
 
     def score(self, samples: Sequence[Sample]) -> Scores:
         c = self.config
@@ -48,6 +48,14 @@ class Format(RewardModel[FormatConfig]):
             place = inside(response, self.config.json_tag)
             text = response[slice(*place)] if place else None
         return text is not None and has_keys(text, self.config.json_keys or {})
+
+
+def count_sentences(text: str) -> int:
+    return len(sentences(text))
+
+
+def count_bullets(text: str) -> int:
+    return len(BULLET.findall(text))
 
 
 def _within(ends: tuple[int, int], count: Callable[[str], int], text: str) -> bool:

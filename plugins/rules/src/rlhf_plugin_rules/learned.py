@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from rlhf_core.interfaces import LossSum, StepStats, SupervisedTask
 from rlhf_core.randomness import derive_seed
 from rlhf_core.records import Comparison, Demonstration, Edit, Feedback, Sample, Scores, Sentiment
-from rlhf_core.rewards.network import TextNetwork
-from rlhf_core.rewards.text import TextReward
+from rlhf_core.rewards import TextNetwork, TextReward
 from torch import Tensor, nn
 
 from .config.learned import CoherenceRewardConfig, SentimentRewardConfig

@@ -19,11 +19,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from rlhf_core.components.scoring import checked_scores
 from rlhf_core.errors import ConfigError
 from rlhf_core.functional import gae, masked_mean
 from rlhf_core.interfaces import Context, RewardModel, RewardShaper, StepStats
 from rlhf_core.records import Rollout, Sample
+from rlhf_core.rl import checked_scores
 from torch import Tensor
 
 from .common import own

@@ -20,6 +20,7 @@ class Whiten(RewardShaper[WhitenConfig]):
     """
 
     level = "token"
+    zero_stays_zero = True
 
     def shape(self, rewards: Tensor, rollout: Rollout) -> tuple[Tensor, StepStats]:
         c, mask = self.config, own(rollout)
@@ -37,6 +38,7 @@ class Discount(RewardShaper[DiscountConfig]):
     """
 
     level = "token"
+    zero_stays_zero = True
 
     def shape(self, rewards: Tensor, rollout: Rollout) -> tuple[Tensor, StepStats]:
         mask = own(rollout)
@@ -83,6 +85,7 @@ class Spread(RewardShaper[SpreadConfig]):
     """
 
     level = "token"
+    zero_stays_zero = True
 
     def shape(self, rewards: Tensor, rollout: Rollout) -> tuple[Tensor, StepStats]:
         mask = own(rollout)

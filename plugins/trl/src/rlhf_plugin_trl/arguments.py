@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from rlhf_core.errors import ConfigError
-from rlhf_core.importing import did_you_mean
+from rlhf_core.errors import ConfigError, did_you_mean
 from rlhf_core.interfaces import Context
 
 from .config import GROUP, OWNED, TRLConfig

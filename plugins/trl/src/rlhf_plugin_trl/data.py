@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, TypeAlias
 
-from rlhf_core.policies.imitation import encode_demonstration
-from rlhf_core.policies.text import Codec
+from rlhf_core.policies import Codec, encode_demonstration
 from rlhf_core.records import Comparison, Demonstration, Edit, Feedback, Prompt, Rating, Sentiment
 
 Row: TypeAlias = dict[str, Any]

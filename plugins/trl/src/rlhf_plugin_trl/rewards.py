@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from rlhf_core.components.scoring import checked_scores
 from rlhf_core.interfaces import RewardModel, StepStats
-from rlhf_core.policies.text import Codec
+from rlhf_core.policies import Codec
 from rlhf_core.records import Prompt, Sample
+from rlhf_core.rl import checked_scores
 from torch import Tensor
 
 

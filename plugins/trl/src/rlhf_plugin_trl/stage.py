@@ -15,14 +15,10 @@ from typing import Any
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.interfaces import OnlineReward, Run, Stage, State, StepStats
 from rlhf_core.memory import lower, within_memory
-from rlhf_core.policies.causal_lm import CausalLM
+from rlhf_core.policies import CausalLM
 from rlhf_core.randomness import derive_seed, seed_everything
 from rlhf_core.records import Feedback
-from rlhf_core.rl.config import SingleTurnConfig
-from rlhf_core.rl.environment import SingleTurn
-from rlhf_core.rl.evaluation import evaluate
-from rlhf_core.rl.rewards import RewardMix
-from rlhf_core.rl.sampler import Sampler
+from rlhf_core.rl import RewardMix, Sampler, SingleTurn, SingleTurnConfig, evaluate
 
 from .arguments import build_arguments
 from .config import GROUP, TRLConfig
@@ -131,8 +127,6 @@ class TRL(Stage[TRLConfig]):
         return self.config.steps
 
     def step(self, index: int) -> StepStats:
-        while self._next < index:
-            self._turn()  # resumed: what was done before the interruption is done again
         return self._turn()
 
     def _turn(self) -> StepStats:
@@ -197,7 +191,7 @@ class TRL(Stage[TRLConfig]):
 
     def state_dict(self) -> State:
         """The policy as the stage found it: an interrupted stage begins again from there."""
-        return {"start": self._start}
+        return {"start": self._start, "done": self._next}
 
     def load_state_dict(self, state: State) -> None:
         self.policy.load_state_dict(state["start"])
@@ -207,6 +201,8 @@ class TRL(Stage[TRLConfig]):
             f"{self.context.where}: nothing of TRL's own state is in a checkpoint, so this stage begins again from its "
             "first step, with the same seed, and repeats what was done"
         )
+        while self._next < state["done"]:
+            self._turn()
 
 
 def _own_policy(run: Run, where: str) -> CausalLM:

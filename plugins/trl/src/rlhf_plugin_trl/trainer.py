@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from rlhf_core.errors import NumericalError
 from rlhf_core.interfaces import StepStats
-from rlhf_core.policies.causal_lm import CausalLM
-from rlhf_core.policies.text import Codec
+from rlhf_core.policies import CausalLM, Codec
 from torch import nn
 from transformers import GenerationConfig, TrainerCallback
 

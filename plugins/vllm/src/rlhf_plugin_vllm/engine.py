@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from rlhf_core.errors import ConfigError, RunError
 from rlhf_core.interfaces import Drawn, Generator, Policy, Sampling
-from rlhf_core.policies.language_model import LanguageModel
-from rlhf_core.policies.text import Codec, pad_right
+from rlhf_core.policies import Codec, LanguageModel, pad_right
 from rlhf_core.randomness import derive_seed
 
 from .config import VLLMConfig

@@ -1,3 +1,17 @@
 """The checks, one module per group; importing this registers them all."""
 
-from . import engine, every, metric, optimizer, policy, reward, shaper, sources  # noqa: F401
+from . import (  # noqa: F401
+    alike,
+    drift,
+    engine,
+    environment,
+    every,
+    metric,
+    optimizer,
+    policy,
+    precision,
+    reward,
+    shaper,
+    sources,
+    stage,
+)

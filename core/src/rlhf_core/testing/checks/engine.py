@@ -21,7 +21,6 @@ from ..records import example_prompts
 from ..subjects import Example, NotApplicable
 from ..toys import tiny_context, tiny_policy
 
-TOLERANCE = 1e-4  # float32, with a cache while drawing and without when scoring
 FREE = Sampling(max_new_tokens=8)
 GREEDY = Sampling(max_new_tokens=8, temperature=0)
 
@@ -119,10 +118,10 @@ def recorded_logprobs_equal_rescored_ones(example: Example) -> None:
     for temperature in (1.0, 0.7):
         rollout = _draw(policy, FREE.model_copy(update={"temperature": temperature}))
         moved = _on_tokens(rollout, rollout.logprobs, _evaluated(policy, rollout).logprobs)
-        if not moved <= TOLERANCE:
+        if not moved <= policy.rounding:
             example.fail(
                 f"at temperature {temperature} recorded and rescored log-probabilities differ by up to {moved:.2g}",
-                f"at most {TOLERANCE}",
+                f"at most {policy.rounding}",
                 "take them over the full softmax at the temperature, or leave them out: logprobs=None",
             )
 
@@ -137,10 +136,10 @@ def recorded_values_equal_evaluated_ones(example: Example) -> None:
     values = _evaluated(policy, rollout, values=True).values
     assert values is not None
     moved = _on_tokens(rollout, rollout.values, values)
-    if not moved <= TOLERANCE:
+    if not moved <= policy.rounding:
         example.fail(
             f"recorded and evaluated values differ by up to {moved:.2g}",
-            f"at most {TOLERANCE}",
+            f"at most {policy.rounding}",
             "value the state before each token, or leave them out: values=None",
         )
 
@@ -156,7 +155,7 @@ def draws_with_the_weights_of_now(example: Example) -> None:
         found = _evaluated(policy, rollout, top_k=1)
         assert found.top_logprobs is not None
         moved = _on_tokens(rollout, found.top_logprobs[..., 0], found.logprobs)
-        if not moved <= TOLERANCE:
+        if not moved <= policy.rounding:
             example.fail(
                 f"{when}, tokens drawn at temperature 0 are less likely than others by up to {moved:.2g}",
                 "the likeliest tokens under the weights of now",
@@ -177,7 +176,7 @@ def top_k_is_kept(example: Example) -> None:
     rollout = _draw(policy, FREE.model_copy(update={"top_k": 2}))
     found = _evaluated(policy, rollout, top_k=2)
     assert found.top_logprobs is not None
-    if bool((found.logprobs < found.top_logprobs[..., -1] - TOLERANCE)[rollout.attention].any()):
+    if bool((found.logprobs < found.top_logprobs[..., -1] - policy.rounding)[rollout.attention].any()):
         example.fail(
             "with top_k: 2 it draws other tokens than the two likeliest",
             "one of the two",
@@ -186,7 +185,7 @@ def top_k_is_kept(example: Example) -> None:
     if rollout.behaviour_logprobs is None:
         example.fail("with top_k it records no probabilities under what it drew from", "behaviour of shape (B, T)")
     among = found.logprobs - found.top_logprobs.logsumexp(-1)
-    if not (moved := _on_tokens(rollout, rollout.behaviour_logprobs, among)) <= TOLERANCE:
+    if not (moved := _on_tokens(rollout, rollout.behaviour_logprobs, among)) <= policy.rounding:
         example.fail(
             f"behaviour is off by up to {moved:.2g} with top_k: 2", "log-probabilities among the two likeliest"
         )

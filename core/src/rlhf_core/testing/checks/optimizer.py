@@ -21,7 +21,7 @@ from torch import Tensor
 from ...interfaces import Context, Needs, Policy, PolicyOptimizer, Sampling, StepStats, TrainingData, Traits
 from ...randomness import seed_everything
 from ...records import Feedback, Prompt, Rollout
-from ..compare import padded, same, through_checkpoint, weights
+from ..compare import copied, padded, same, through_checkpoint, weights
 from ..kit import check_example
 from ..records import example_feedback, example_prompts
 from ..rollouts import example_rollout
@@ -133,7 +133,7 @@ TAME = {"learning_rate": 1.0, "adam_eps": 1.0, "max_grad_norm": 1e6, "target_kl"
         "minibatch_size": 1_000_000}  # fmt: skip
 
 
-def _precise(example: Example, **changes: Any) -> Example:
+def precise(example: Example, **changes: Any) -> Example:
     """The same optimizer with AdamW so tame that a step is nearly the gradient: scale is seen, rounding is not.
 
     All samples are in one update, so that their order may not matter. Options that it does not have are left out.
@@ -156,6 +156,19 @@ def _movement(example: Example, change: Callable[[Rollout], Rollout] | None = No
     return weights(policy.module) - before
 
 
+_PLAIN: dict[tuple[Any, ...], Tensor] = {}
+
+
+def _plain_movement(example: Example, dtype: str) -> Tensor:
+    """`_movement` without a change, kept while one subject is checked: several checks compare with it."""
+    key = (example.subject, example.config.model_dump_json(), dtype)
+    if key not in _PLAIN:
+        for other in [old for old in _PLAIN if old[0] is not example.subject]:
+            del _PLAIN[other]
+        _PLAIN[key] = _movement(example, None, dtype)
+    return _PLAIN[key]
+
+
 def _distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / a.norm().clamp(min=1e-30))
 
@@ -163,7 +176,7 @@ def _distance(a: Tensor, b: Tensor) -> float:
 def _unchanged(example: Example, change: Callable[[Rollout], Rollout], what: str, fix: str) -> None:
     """The step is the same, within rounding, for a changed rollout."""
     for dtype, tolerance in (("float64", TOLERANCE), ("float32", _traits(example).rounding)):
-        moved = _distance(_movement(example, None, dtype), _movement(example, change, dtype))
+        moved = _distance(_plain_movement(example, dtype), _movement(example, change, dtype))
         if not moved <= tolerance:
             example.fail(f"{what} changes a step by {moved:.2g} of its size in {dtype}", f"at most {tolerance}", fix)
 
@@ -179,7 +192,7 @@ def _samples_needed(example: Example) -> Traits:
 def padding_changes_nothing(example: Example) -> None:
     """More columns of padding, left of prompts and right of responses, lead to the same step."""
     _samples_needed(example)
-    _unchanged(_precise(example), lambda r: padded(r, prompt=2, response=3), "padding",
+    _unchanged(precise(example), lambda r: padded(r, prompt=2, response=3), "padding",
                "average over the mask, never over T")  # fmt: skip
 
 
@@ -188,7 +201,7 @@ def order_changes_nothing(example: Example) -> None:
     """The samples in another order lead to the same step."""
     if _samples_needed(example).learns_from == "off-policy":
         raise NotApplicable("what is replayed is drawn by place, so the order of samples may matter")
-    _unchanged(_precise(example), lambda r: r.select([4, 2, 7, 0, 6, 1, 3, 5]), "another order of the samples",
+    _unchanged(precise(example), lambda r: r.select([4, 2, 7, 0, 6, 1, 3, 5]), "another order of the samples",
                "compare samples by rollout.groups, not by where they stand")  # fmt: skip
 
 
@@ -199,7 +212,7 @@ def masked_junk_changes_nothing(example: Example) -> None:
     Rewards are 0 there by contract; everything else may be anything.
     """
     _samples_needed(example)
-    _unchanged(_precise(example), _with_junk, "junk at masked positions",
+    _unchanged(precise(example), _with_junk, "junk at masked positions",
                "mask before summing: torch.where(batch.mask, x, 0), masked_mean, batch.token_mean")  # fmt: skip
 
 
@@ -224,7 +237,7 @@ def micro_batches_change_nothing(example: Example) -> None:
         raise NotApplicable("its config has no micro_batch_tokens")
     offline = _traits(example).learns_from == "offline"
     for dtype, tolerance in (("float64", TOLERANCE), ("float32", _traits(example).rounding)):
-        whole, parts = (_movement(_precise(example, micro_batch_tokens=n), None, dtype) for n in (1_000_000, 1))
+        whole, parts = (_movement(precise(example, micro_batch_tokens=n), None, dtype) for n in (1_000_000, 1))
         if not (moved := _distance(whole, parts)) <= tolerance:
             example.fail(
                 f"micro-batches change a step by {moved:.2g} of its size in {dtype}",
@@ -262,7 +275,7 @@ def good_samples_become_likelier_and_bad_ones_less_likely(example: Example) -> N
     traits = _samples_needed(example)
     if not traits.gradient:
         raise NotApplicable("it takes no gradient, and a single step of it may go anywhere")
-    careful = _precise(example, learning_rate=1e-2, entropy_coef=0.0, kl_coef=0.0)
+    careful = precise(example, learning_rate=1e-2, entropy_coef=0.0, kl_coef=0.0)
     for sign in (1.0, -1.0):
         context = tiny_context("policy", dtype="float64")
         policy = tiny_policy(context, critic="separate")
@@ -288,7 +301,7 @@ def good_samples_become_likelier_and_bad_ones_less_likely(example: Example) -> N
 @check_example("optimizer")
 def equal_rewards_change_nothing_if_declared(example: Example) -> None:
     """With a baseline, rewards that are all equal leave the policy as it is; without one they do not."""
-    plain = _precise(example, entropy_coef=0.0, kl_coef=0.0)
+    plain = precise(example, entropy_coef=0.0, kl_coef=0.0)
     traits = _samples_needed(plain)
     context = tiny_context("policy", dtype="float64")
     policy = tiny_policy(context, critic="separate")
@@ -371,6 +384,24 @@ def a_step_changes_weights_and_stays_finite(example: Example) -> None:
             "two steps leave all weights as they were",
             "a policy that learns",
             "let the loss depend on new.logprobs, and groups have several samples",
+        )
+
+
+@check_example("optimizer")
+def leaves_its_inputs_alone(example: Example) -> None:
+    """A step changes nothing in the rollout that it is given."""
+    _samples_needed(example)
+    policy = tiny_policy(critic="separate")
+    optimizer = _bound(example, policy)
+    rollout = example_rollout(policy, needs=optimizer.config.needs)
+    before = copied(rollout.tensors())
+    optimizer.step(Given(rollout))
+    changed = [name for name, tensor in rollout.tensors().items() if not same(before[name], tensor)]
+    if changed:
+        example.fail(
+            f"a step changes {', '.join(changed)} of the rollout",
+            "inputs left as they are",
+            "write x = x * y, not x *= y",
         )
 
 

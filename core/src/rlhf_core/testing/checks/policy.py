@@ -11,13 +11,12 @@ from torch import Tensor
 
 from ...interfaces import Needs, Policy, Sampling
 from ...records import Rollout
-from ..compare import difference, nudge, padded, same, through_checkpoint
+from ..compare import copied, difference, nudge, padded, same, through_checkpoint
 from ..kit import check_example
-from ..records import example_prompts
+from ..records import example_prompts, example_samples
 from ..rollouts import shortened
 from ..subjects import Example
 
-TOLERANCE = 1e-4  # float32, with a cache while sampling and without when scoring
 SAMPLING = Sampling(max_new_tokens=8)
 
 
@@ -49,10 +48,10 @@ def left_padding_changes_nothing(example: Example) -> None:
     policy = _trained(example)
     rollout = policy.generate(example_prompts(), SAMPLING, seed=1)
     moved = difference(_logprobs(policy, rollout), _logprobs(policy, padded(rollout, prompt=3)))
-    if not moved <= TOLERANCE:
+    if not moved <= policy.rounding:
         example.fail(
             f"three columns of padding move log-probabilities by up to {moved:.2g}",
-            f"at most {TOLERANCE}",
+            f"at most {policy.rounding}",
             "count positions over real tokens only, and pass prompt_mask on",
         )
 
@@ -67,10 +66,10 @@ def batch_changes_nothing(example: Example) -> None:
     for row in range(3):
         alone = _logprobs(policy, rollout.select([row]))[0]
         moved = difference(together[row, : len(alone)], alone)
-        if not moved <= TOLERANCE:
+        if not moved <= policy.rounding:
             example.fail(
                 f"the log-probabilities of a response differ by up to {moved:.2g} alone and among others",
-                f"at most {TOLERANCE}",
+                f"at most {policy.rounding}",
                 "let no row see another, and mask padding",
             )
 
@@ -83,10 +82,10 @@ def sampled_logprobs_equal_rescored_ones(example: Example) -> None:
         sampling = SAMPLING.model_copy(update={"temperature": temperature})
         rollout = policy.generate(example_prompts(), sampling, seed=2)
         moved = difference(rollout.logprobs, _logprobs(policy, rollout))
-        if not moved <= TOLERANCE:
+        if not moved <= policy.rounding:
             example.fail(
                 f"at temperature {temperature} recorded and rescored log-probabilities differ by up to {moved:.2g}",
-                f"at most {TOLERANCE}",
+                f"at most {policy.rounding}",
                 "take both over the full softmax at the temperature, which the rollout carries along",
             )
 
@@ -98,21 +97,21 @@ def reference_is_the_policy_at_stage_start(example: Example) -> None:
     rollout = policy.generate(example_prompts(), SAMPLING, seed=3)
     policy.set_reference("stage-start")
     start = _logprobs(policy, rollout)
-    if (moved := difference(start, _reference(policy, rollout))) > TOLERANCE:
+    if (moved := difference(start, _reference(policy, rollout))) > policy.rounding:
         example.fail(
             f"at stage start the reference differs from the policy by {moved:.2g}",
-            f"at most {TOLERANCE}",
+            f"at most {policy.rounding}",
             "copy today's trainable weights in set_reference",
         )
     _train(policy, seed=1)
     now = _logprobs(policy, rollout)
-    if (moved := difference(start, _reference(policy, rollout))) > TOLERANCE:
+    if (moved := difference(start, _reference(policy, rollout))) > policy.rounding:
         example.fail(
             f"the reference moves by {moved:.2g} when the policy is trained",
             "a reference that stays",
             "keep a copy of the weights, not the weights themselves",
         )
-    if (moved := difference(now, _logprobs(policy, rollout))) > TOLERANCE:
+    if (moved := difference(now, _logprobs(policy, rollout))) > policy.rounding:
         example.fail(
             f"the policy differs by {moved:.2g} after as_reference()",
             "the policy as it was",
@@ -132,7 +131,7 @@ def reference_survives_a_resume(example: Example) -> None:
         policy.save_reference(Path(folder, "reference"))
         resumed.load_state_dict(through_checkpoint(policy.state_dict()))
         resumed.set_reference(str(Path(folder, "reference")))
-    if (moved := difference(_reference(policy, rollout), _reference(resumed, rollout))) > TOLERANCE:
+    if (moved := difference(_reference(policy, rollout), _reference(resumed, rollout))) > policy.rounding:
         example.fail(
             f"a reference that was saved and loaded differs by {moved:.2g}",
             "the reference that was saved",
@@ -155,3 +154,59 @@ def continues_after_a_checkpoint(example: Example) -> None:
             "the same, bit for bit",
             "put all trainable weights into state_dict",
         )
+
+
+@check_example("policy")
+def leaves_its_inputs_alone(example: Example) -> None:
+    """Evaluating a rollout and encoding samples change nothing in them."""
+    policy = _trained(example)
+    rollout = policy.generate(example_prompts()[:2], SAMPLING, seed=6)
+    before = copied(rollout.tensors())
+    samples, untouched = (example_samples()[:3] for _ in range(2))
+    policy.forward(rollout, Needs(entropy=True))
+    policy.encode(samples)
+    changed = [name for name, tensor in rollout.tensors().items() if not same(before[name], tensor)]
+    if changed or samples != untouched:
+        example.fail(
+            f"it changes {', '.join(changed) or 'samples'} of what it is given",
+            "inputs left as they are",
+            "write x = x * y, not x *= y",
+        )
+
+
+@check_example("policy")
+def export_agrees(example: Example) -> None:
+    """Exported and loaded by transformers alone, the model gives the policy's log-probabilities, within `rounding`."""
+    policy = _trained(example)
+    rollout = policy.generate(example_prompts()[:3], SAMPLING, seed=7)
+    with tempfile.TemporaryDirectory(prefix="rlhf-conformance-") as folder:
+        policy.export(Path(folder))
+        plain = _plain_logprobs(policy, Path(folder), rollout)
+    moved = difference(_logprobs(policy, rollout), plain)
+    if not moved <= policy.rounding:
+        made = f" (it was made from {policy.exported_from})" if policy.exported_from else ""
+        example.fail(
+            f"the exported model's log-probabilities differ by up to {moved:.2g}{made}",
+            f"at most {policy.rounding}",
+            "export the weights of now, with adapters merged; or declare a wider `rounding`",
+        )
+
+
+@torch.no_grad()
+def _plain_logprobs(policy: Policy[Any], folder: Path, rollout: Rollout) -> Tensor:
+    """The rollout's log-probabilities (B, T), 0 in padding, by the model in `folder`; row by row, without padding."""
+    import transformers
+
+    head = getattr(transformers, f"AutoModelFor{policy.auto_head}")
+    model = head.from_pretrained(folder, dtype=torch.float32).eval()
+    found = torch.zeros(rollout.logprobs.shape)
+    for row in range(len(rollout)):
+        prompt = rollout.prompt_ids[row][rollout.prompt_mask[row]][None].cpu()
+        response = rollout.response_ids[row][rollout.attention[row]][None].cpu()
+        if model.config.is_encoder_decoder:
+            logits = model(input_ids=prompt, labels=response).logits
+        else:
+            logits = model(input_ids=torch.cat([prompt, response], 1)).logits[:, prompt.shape[1] - 1 : -1]
+        logprobs = logits.log_softmax(-1).gather(2, response[..., None])[0, :, 0]
+        found[row, : len(logprobs)] = logprobs
+    return found

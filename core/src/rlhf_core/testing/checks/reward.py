@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...errors import RLHFError
+from ...interfaces import OnlineReward
+from ...randomness import seed_everything
 from ...records import Sample
-from ..compare import close
+from ..compare import close, difference, same, through_checkpoint
 from ..kit import check_example
 from ..records import example_samples
-from ..subjects import Example
+from ..rollouts import example_rollout
+from ..subjects import Example, NotApplicable, fit_on_examples
 
+FIX = "put everything that it learnt into state_dict"
 TOLERANCE = 1e-4  # padding another batch moves the last bits of float32
 
 
@@ -126,3 +132,42 @@ def spans_lie_inside_the_response(example: Example) -> None:
                     f"0 <= start < end <= {len(sample.response)}",
                     "count characters of the response, without the prompt",
                 )
+
+
+@check_example("reward")
+def continues_after_a_checkpoint(example: Example) -> None:
+    """A reward that learnt, was saved and is loaded goes on bit for bit: the same scores, also after it learns more."""
+    reward, resumed, samples = example.build_fresh(), example.build_fresh(), example_samples()
+    learnt = fit_on_examples(reward)
+    if isinstance(reward, OnlineReward):
+        _learn(reward, 1)
+        learnt = True
+    state = through_checkpoint(reward.state_dict())
+    if not state and not learnt:
+        raise NotApplicable("it has no state, and learns from no feedback")
+    resumed.load_state_dict(state)
+    try:
+        found = [_values(r, samples) for r in (reward, resumed)]
+        if isinstance(reward, OnlineReward) and same(*found):
+            for each in (reward, resumed):
+                _learn(each, 2)
+            found = [_values(r, samples) for r in (reward, resumed)]
+    except RLHFError as error:
+        example.fail(f"after loading its state it does not go on: {error}", "the same scores", FIX)
+    if not same(*found):
+        example.fail(
+            f"after loading its state it gives other scores, by up to {difference(*found):.2g}",
+            "the same, bit for bit",
+            FIX,
+        )
+
+
+def _learn(reward: OnlineReward[Any], step: int) -> None:
+    """An update as in a run, with made-up log-probabilities."""
+    seed_everything(step)
+    reward.update(example_rollout(seed=step), _made_up)
+
+
+def _made_up(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+    lengths = torch.tensor([float(len(sample.response)) for sample in samples])
+    return -lengths / 10, -lengths / 9

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from ...interfaces import RewardShaper
 from ...records import Rollout
+from ..answers import shaper_input
 from ..compare import copied, difference, padded, same, through_checkpoint
 from ..kit import check_class, check_example
 from ..rollouts import example_rollout
 from ..subjects import Example, NotApplicable, Subject
+from .precision import places
 
 TOLERANCE = 1e-5  # sums over another number of columns round differently
 
@@ -33,10 +35,8 @@ def _level(example: Example) -> str:
 
 
 def _rewards(example: Example, rollout: Rollout) -> Tensor:
-    """What the shaper of a rollout is given, of the level that it maps."""
-    rewards = rollout.score if _level(example) == "sequence" else rollout.rewards
-    assert rewards is not None
-    return rewards.clone()
+    _level(example)
+    return shaper_input(example.subject.component_class, rollout)
 
 
 def _shaped(shaper: RewardShaper[Any], example: Example, rollout: Rollout) -> Tensor:
@@ -46,15 +46,15 @@ def _shaped(shaper: RewardShaper[Any], example: Example, rollout: Rollout) -> Te
 
 @check_example("shaper")
 def keeps_shape_and_dtype(example: Example) -> None:
-    """What comes back is of the shape and dtype that went in."""
-    for dtype in (torch.float32, torch.float64):
-        rollout = example_rollout()
-        rewards = _rewards(example, rollout).to(dtype)
-        shaped, _ = example.build().shape(rewards.clone(), rollout)
-        if shaped.shape != rewards.shape or shaped.dtype != dtype:
+    """What comes back is of the shape and dtype that went in, and where there is a GPU, on the device."""
+    for place in [{"device": "cpu", "dtype": "float32"}, *places()]:
+        rollout = example_rollout().to(place["device"])
+        rewards = _rewards(example, rollout).to(getattr(torch, place["dtype"]))
+        shaped, _ = example.build(**place).shape(rewards.clone(), rollout)
+        if (shaped.shape, shaped.dtype, shaped.device) != (rewards.shape, rewards.dtype, rewards.device):
             example.fail(
-                f"{shaped.dtype} of shape {tuple(shaped.shape)}",
-                f"{dtype} of shape {tuple(rewards.shape)}, as it was given",
+                f"{shaped.dtype} of shape {tuple(shaped.shape)} on {shaped.device}",
+                f"{rewards.dtype} of shape {tuple(rewards.shape)} on {rewards.device}, as it was given",
                 "end with .to(rewards)",
             )
 
@@ -92,6 +92,22 @@ def masked_positions_stay_zero(example: Example) -> None:
             f"{int((outside != 0).sum())} of {len(outside)} masked positions are paid",
             "0 outside the mask",
             "end with .masked_fill(~rollout.mask, 0.0)",
+        )
+
+
+@check_example("shaper")
+def zero_stays_zero_where_declared(example: Example) -> None:
+    """With `zero_stays_zero`, rewards that are all 0 stay 0, also after rewards that were not."""
+    if not example.subject.component_class.zero_stays_zero:
+        raise NotApplicable("it does not declare zero_stays_zero")
+    shaper, first, second = example.build(), example_rollout(seed=1), example_rollout(seed=2)
+    shaper.shape(_rewards(example, first), first)
+    shaped, _ = shaper.shape(torch.zeros_like(_rewards(example, second)), second)
+    if bool((shaped != 0).any()):
+        example.fail(
+            f"zero_stays_zero, and of rewards of 0 it makes up to {float(shaped.abs().max()):.2g}",
+            "0 everywhere",
+            "leave zero_stays_zero out of the class",
         )
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
-from ...records import FeedbackRecord, Prompt
+from ...errors import DataError
+from ...interfaces import Config, FeedbackSource
+from ...records import Feedback, FeedbackRecord, Prompt
+from ..answers import texts
 from ..kit import check_example
-from ..subjects import Example
+from ..records import example_feedback
+from ..subjects import Example, NotApplicable
+from ..toys import NoOptions, tiny_context
 
 
 @check_example("feedback")
@@ -57,6 +63,57 @@ def ids_are_stable(example: Example) -> None:
         )
 
 
+@check_example("feedback")
+def streams(example: Example) -> None:
+    """The first record comes before the last row is read, of its file (JSONL) or of the feedback that it names."""
+    if not example.subject.component_class.streaming:
+        raise NotApplicable("it declares that it reads everything first: streaming = False")
+    path = getattr(example.config, "path", None)
+    if path is not None and Path(path).suffix == ".jsonl" and Path(path).is_file():
+        source = example.with_config(path=type(path)(_broken_at_the_end(Path(path)))).build()
+    elif _names_feedback(example.config):
+        toys = tiny_context()
+        source = example.build(resolve=lambda kind, id: Endless() if kind == "feedback" else toys.component(kind, id))
+    else:
+        raise NotApplicable("it reads neither a JSONL file nor other feedback")
+    try:
+        next(iter(source))
+    except Exception as error:
+        example.fail(
+            f"{type(error).__name__} of the last row, before there was a record: {error}",
+            "a first record before the last row is read",
+            "yield records as they come; or declare streaming = False",
+        )
+
+
+def _broken_at_the_end(path: Path) -> Path:
+    """A copy of a JSONL file, many times over, with a last line that is none."""
+    text = path.read_text(encoding="utf-8").strip() + "\n"
+    copy = path.with_name(f"broken-{path.name}")
+    copy.write_text(text * REPEATS + "{\n", encoding="utf-8")
+    return copy
+
+
+REPEATS = 50
+"""Somebody may well look a batch ahead."""
+
+
+def _names_feedback(config: Config) -> bool:
+    return any("feedback" in name for name in type(config).model_fields)
+
+
+class Endless(FeedbackSource[NoOptions]):
+    """`example_feedback` many times over, and then an error."""
+
+    def __init__(self) -> None:
+        super().__init__(NoOptions(), tiny_context("feedback"))
+
+    def __iter__(self) -> Iterator[Feedback]:
+        for _ in range(REPEATS):
+            yield from example_feedback()
+        raise DataError("feedback 'endless'", "the last record was asked for", "a first record before that")
+
+
 @check_example("prompts")
 def length_and_index_agree(example: Example) -> None:
     """``source[0]`` to ``source[len(source) - 1]`` are prompts, and there is at least one."""
@@ -75,26 +132,29 @@ def length_and_index_agree(example: Example) -> None:
             example.fail(f"[{i}] is a {type(prompt).__name__}", "a Prompt", "wrap it: Prompt(text=...)")
 
 
-def _texts(source: Any, indices: Iterable[int]) -> dict[int, Any]:
-    """What stands at each index, or the kind of error that is raised there."""
-    found: dict[int, Any] = {}
-    for i in indices:
-        try:
-            found[i] = getattr(source[i], "text", None)
-        except Exception as error:
-            found[i] = type(error)
-    return found
-
-
 @check_example("prompts")
 def index_is_stable(example: Example) -> None:
     """An index names the same prompt whenever it is asked for, and in every source built alike."""
     source, other = example.build(), example.build()
-    forth = _texts(source, range(len(source)))
-    back = _texts(source, reversed(range(len(source))))
-    if not forth == back == _texts(other, range(len(other))):
+    forth = texts(source, range(len(source)))
+    back = texts(source, reversed(range(len(source))))
+    if not forth == back == texts(other, range(len(other))):
         example.fail(
             "an index gives different prompts at different times",
             "the same prompt always",
             "leave shuffling to the run, which derives the order from its seed",
         )
+
+
+@check_example("prompts")
+def resumes_anywhere(example: Example) -> None:
+    """A source just built gives the prompt at any index, without having been asked for those before it."""
+    count = len(whole := example.build())
+    expected = texts(whole, range(count))
+    for i in sorted({count // 2, count - 1}):
+        if (found := texts(example.build(), [i])[i]) != expected[i]:
+            example.fail(
+                f"asked first, [{i}] is {found!r}, and {expected[i]!r} after those before it",
+                "the same prompt always",
+                "find each prompt by its index: a resumed run begins in the middle",
+            )

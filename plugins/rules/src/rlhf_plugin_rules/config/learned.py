@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pydantic import Field
-from rlhf_core.rewards.config import TextRewardConfig
+from rlhf_core.rewards import TextRewardConfig
 
 
 class SentimentRewardConfig(TextRewardConfig):

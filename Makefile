@@ -1,4 +1,4 @@
-# make quickstart | test | test-slow | check | schema | bench | bench-rewards | bench-learning | bench-peers | bench-memory | bench-gpu; each makes the virtual environment it needs.
+# make quickstart | test | test-slow | check | docs | schema | bench | bench-rewards | bench-learning | bench-peers | bench-memory | bench-gpu; each makes the virtual environment it needs.
 PYTHON ?= python3
 VENV := .venv
 PLUGINS := $(wildcard plugins/*)
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # nothing in the tests or the quickstart needs the network
 export HF_HUB_OFFLINE = 1
 
-.PHONY: quickstart test test-slow check schema bench bench-rewards bench-learning bench-peers bench-memory bench-gpu clean
+.PHONY: quickstart test test-slow check docs schema bench bench-rewards bench-learning bench-peers bench-memory bench-gpu clean
 
 # made anew when the pins or a distribution's metadata change
 $(VENV)/.made: constraints.txt core/pyproject.toml $(wildcard plugins/*/pyproject.toml)
@@ -27,6 +27,13 @@ test-slow: $(VENV)/.made
 check: $(VENV)/.made
 	$(BIN)/ruff check .
 	$(BIN)/mypy core/src $(foreach p,$(PLUGINS),$(p)/src)
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python docs/generate.py --check
+
+# docs/reference from the code, then the site, which opens from the disk: site/index.html
+docs: $(VENV)/.made
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 schema: $(VENV)/.made
 	$(BIN)/rlhf schema --out registry.schema.json

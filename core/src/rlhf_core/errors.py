@@ -99,3 +99,11 @@ class OutOfMemory(RLHFError):
             if setting is not None and setting not in self.advice:
                 self.advice = (*self.advice, setting)[:2]
         self.fix = "; ".join(filter(None, (", then ".join(self.advice), self.kept)))
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``did you mean 'x'?``, or nothing."""
+    import difflib
+
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else ""

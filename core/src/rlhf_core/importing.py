@@ -6,14 +6,14 @@ import importlib
 import logging
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pluggy
 
-from .errors import ConfigError, PluginError
+from .errors import ConfigError, PluginError, did_you_mean
 
 REFERENCE = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 
@@ -98,14 +98,6 @@ def installed_only() -> Iterator[None]:
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``did you mean 'x'?``, or nothing."""
-    import difflib
-
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {close[0]!r}?" if close else ""
 
 
 def check_reference(where: str, reference: str) -> None:

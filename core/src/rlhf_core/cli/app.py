@@ -183,11 +183,20 @@ def _add_look_commands(app: typer.Typer, plugins: Plugins) -> None:
         component_table(plugins, kind)
 
     @app.command()
-    def describe(kind: str, name: str) -> None:
-        """Show a component's options, and how a registry file names it."""
-        from .tables import describe_component
+    def describe(
+        kind: Annotated[str, typer.Argument(help="such as reward; `rlhf components` lists them")],
+        name: Annotated[str, typer.Argument(help="what registry files write after `use`")],
+        as_markdown: Annotated[bool, typer.Option("--markdown", help="print its page of the reference")] = False,
+    ) -> None:
+        """Show what a component does, its options, and how a registry file names it."""
+        from .describe import describe as look_up
+        from .render import markdown, show
 
-        describe_component(plugins, kind, name)
+        found = look_up(plugins, kind, name)
+        if as_markdown:
+            typer.echo(markdown(found), nl=False)
+        else:
+            show(found)
 
     @app.command("plugins")
     def list_plugins(

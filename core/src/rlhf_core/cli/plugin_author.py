@@ -13,8 +13,7 @@ from typing import Annotated
 import typer
 
 from .. import API_VERSION, __version__
-from ..errors import PluginError, RunError
-from ..importing import did_you_mean
+from ..errors import PluginError, RunError, did_you_mean
 from ..plugins import FIRST_PARTY, KNOWN, Plugins
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -27,6 +26,8 @@ SUMMARIES = {
     "prompts": "prompts made of instructions and topics",
     "metric": "share of distinct words in a response",
     "policy": "a causal language model with an instruction before every prompt",
+    "engine": "decoding without a cache",
+    "environment": "asks the policy for a draft, and for a better one",
     "stage": "writes down what the policy answers",
 }
 """What the example of each kind does, in one line."""
@@ -43,9 +44,13 @@ def add_author_commands(app: typer.Typer, plugins: Plugins) -> None:
         ],
         kind: Annotated[str, typer.Option("--kind", "-k", help=f"what it is: {', '.join(SUMMARIES)}")],
         out: Annotated[Path, typer.Option("--out", "-o", help="the folder to put it in")] = Path(),
+        summary: Annotated[
+            str | None,
+            typer.Option("--summary", "-s", help="what it will do, in one line; by default what the example does"),
+        ] = None,
     ) -> None:
         """Write a plugin that works, to be changed into your own: package, tests, README, licence, CI."""
-        folder = write_plugin(plugins, name, kind, out)
+        folder = write_plugin(plugins, name, kind, out, summary)
         typer.echo(f"wrote {folder}\nnext: cd {folder} && pip install -e '.[dev]' && pytest")
 
     @app.command("check-plugin")
@@ -88,14 +93,18 @@ def print_checks(plugins: Plugins, distribution: str) -> bool:
 # --- new-plugin ------------------------------------------------------------------------------------------------------
 
 
-def write_plugin(plugins: Plugins, name: str, kind: str, out: Path) -> Path:
+def write_plugin(plugins: Plugins, name: str, kind: str, out: Path, summary: str | None = None) -> Path:
     """Write a complete distribution with one component and return its folder.
 
     Raises:
-        PluginError: the kind is unknown, or the name malformed or taken. RunError: the folder is there already.
+        PluginError: the kind is unknown, the name malformed or taken, or the summary more than a line of plain
+            text. RunError: the folder is there already.
     """
     _check_kind(kind)
     _check_name(plugins, name, kind)
+    summary = SUMMARIES[kind] if summary is None else summary
+    if not re.fullmatch(r"[^\n\\\"`]*\w[^\n\\\"`]*", summary):
+        raise PluginError(f"--summary {summary!r}", "cannot be used", "one line without quotation marks", "shorten it")
     distribution = f"rlhf-plugin-{name}"
     folder = out / distribution
     if folder.exists():
@@ -112,7 +121,7 @@ def write_plugin(plugins: Plugins, name: str, kind: str, out: Path) -> Path:
         "Class": class_name(name, kind),
         "distribution": distribution,
         "package": package,
-        "summary": SUMMARIES[kind],
+        "summary": summary,
         "core": ".".join(__version__.split(".")[:2]),
         "api_version": str(API_VERSION),
         "year": str(date.today().year),

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from ..errors import RLHFError
-from ..plugins import PluginInfo, Plugins
+from ..plugins import CORE, PluginInfo, Plugins
 
 if TYPE_CHECKING:
-    from pydantic.fields import FieldInfo
-
     from ..registry import Registry, ResolvedPipeline
 
 console = Console(highlight=False)
@@ -29,19 +28,25 @@ def plugin_rows(plugins: Plugins) -> list[dict[str, Any]]:
             "version": p.version,
             "status": p.status,
             "reason": p.reason,
-            "components": [f"{c.kind}/{c.name}" for c in p.components],
             "kinds": [k.name for k in p.kinds],
+            "components": [f"{c.kind}/{c.name}" for c in p.components],
+            "hooks": _hooks(plugins, p),
         }
         for p in plugins.plugins
     ]
 
 
 def plugin_table(plugins: Plugins, problems: list[Any], *, deep: bool) -> None:
-    """One row per plugin, and the findings of a deep check below."""
-    table = Table("distribution", "version", "status", "adds")
-    for plugin in plugins.plugins:
-        status = f"[{STATUS[plugin.status]}]{plugin.status}[/]"
-        table.add_row(plugin.distribution, plugin.version, status, escape(_adds(plugin)))
+    """One row per plugin, why it cannot be used in it, and the findings of a deep check below."""
+    table = Table("distribution", "version", "status", "adds", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    distributions = [plugin.distribution for plugin in plugins.plugins]
+    for plugin, row in zip(plugins.plugins, plugin_rows(plugins), strict=True):
+        several = distributions.count(plugin.distribution) > 1
+        name = plugin.distribution + (f"\n[dim]:{plugin.name}[/dim]" if several else "")
+        color = STATUS[plugin.status]
+        reason = [f"[{color}]{escape(plugin.reason)}[/]"] if plugin.reason else []
+        adds = "\n".join([*map(escape, _adds(plugin, row)), *reason])
+        table.add_row(name, plugin.version, f"[{color}]{plugin.status}[/]", adds)
     console.print(table)
     for problem in problems:
         console.print(f"[red]error:[/red] {escape(str(problem))}", soft_wrap=True)
@@ -49,83 +54,31 @@ def plugin_table(plugins: Plugins, problems: list[Any], *, deep: bool) -> None:
         console.print("every class imports and implements its interface")
 
 
-def _adds(plugin: PluginInfo) -> str:
-    if plugin.status in ("broken", "clash") and plugin.reason:
-        return plugin.reason
+def _adds(plugin: PluginInfo, row: dict[str, Any]) -> list[str]:
+    """A line of names for each kind, then new kinds and hooks."""
     by_kind: dict[str, list[str]] = {}
     for spec in plugin.components:
         by_kind.setdefault(spec.kind, []).append(spec.name)
-    return "\n".join(f"{kind}: {', '.join(names)}" for kind, names in by_kind.items())
+    by_kind |= {"new kinds" if plugin.distribution != CORE else "kinds": row["kinds"], "hooks": row["hooks"]}
+    return [f"{kind}: {', '.join(names)}" for kind, names in by_kind.items() if names]
+
+
+def _hooks(plugins: Plugins, info: PluginInfo) -> list[str]:
+    """The hooks that a plugin answers besides saying what it offers."""
+    plugin = plugins.manager.get_plugin(info.identity)
+    callers = plugins.manager.get_hookcallers(plugin) or [] if plugin is not None else []
+    return sorted(caller.name for caller in callers if caller.name not in ("rlhf_components", "rlhf_kinds"))
 
 
 def component_table(plugins: Plugins, kind: str | None) -> None:
-    """Every component with its summary."""
-    table = Table("kind", "name", "summary", "from")
-    for spec in plugins.components(kind):
-        table.add_row(spec.kind, f"[bold]{spec.name}[/bold]", escape(spec.summary), plugins.distribution(spec)[0])
-    console.print(table)
-
-
-def describe_component(plugins: Plugins, kind: str, name: str) -> None:
-    """Options with types, defaults and meaning, and an example entry."""
-    spec = plugins.find(kind, name)
-    config = plugins.import_class(spec, "config")
-    distribution, version = plugins.distribution(spec)
-    console.print(f"[bold]{kind} {name}[/bold] ({distribution} {version}): {escape(spec.summary)}")
-    if config.__doc__:
-        console.print(escape(config.__doc__.strip()))
-    table = Table("option", "type", "default", "meaning")
-    for option, info in config.model_fields.items():
-        table.add_row(option, escape(_type(info)), escape(_default(info)), escape(info.description or ""))
-    console.print(table)
-    required = {option: f"<{_type(info)}>" for option, info in config.model_fields.items() if info.is_required()}
-    inner = ", ".join(f"{option}: {value}" for option, value in required.items())
-    console.print("in registry.yaml:")
-    if kind == "stage":
-        console.print(escape(f"  stages:\n    - {name}: {{{inner}}}"), soft_wrap=True)
-    else:
-        entry = f"{{use: {name}, config: {{{inner}}}}}" if inner else f"{{use: {name}}}"
-        console.print(escape(f"  components:\n    {kind}:\n      my-{name}: {entry}"), soft_wrap=True)
-
-
-def _type(info: FieldInfo) -> str:
-    from ..interfaces.config import RefTo
-
-    for marker in info.metadata:
-        if isinstance(marker, RefTo):
-            return f"{marker.kind} id"
-    return type_name(info.annotation)
-
-
-def type_name(annotation: Any) -> str:
-    """A type as a person would write it."""
-    import types
-    from typing import Annotated, Literal, Union, get_args, get_origin
-
-    from ..interfaces.config import RefTo
-
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        kinds = [a.kind for a in arguments[1:] if isinstance(a, RefTo)]
-        return f"{kinds[0]} id" if kinds else type_name(arguments[0])
-    if origin is Literal:
-        return " | ".join(map(str, arguments))
-    if origin in (Union, types.UnionType):
-        return " | ".join(type_name(a) for a in arguments if a is not type(None))
-    if origin in (list, tuple):
-        return f"list of {type_name(arguments[0])}" if arguments else "list"
-    if origin is dict:
-        return f"{type_name(arguments[0])} -> {type_name(arguments[1])}"
-    return str(getattr(annotation, "__name__", annotation))
-
-
-def _default(info: FieldInfo) -> str:
-    if info.is_required():
-        return "(required)"
-    value = info.get_default(call_default_factory=True)
-    if value is None:
-        return "-"
-    return str(value) if not hasattr(value, "model_dump") else "(its defaults)"
+    """Every component with its summary, under its kind."""
+    for group in [kind] if kind is not None else plugins.kinds:
+        table = Table.grid(padding=(0, 2))
+        for spec in plugins.components(group):
+            distribution, _ = plugins.distribution(spec)
+            table.add_row(f"  {spec.name}", f"{escape(spec.summary)} [dim]({distribution})[/dim]")
+        console.print(f"[bold]{group}[/bold]: {escape(plugins.kinds[group].summary)}")
+        console.print(table)
 
 
 def pipeline_table(registry: Registry) -> None:

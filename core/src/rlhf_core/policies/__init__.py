@@ -1,23 +1,60 @@
-"""Language models as policies: the built-in ones, for plugins to derive from. Importing this does not import torch."""
+"""Language models as policies, and what plugins build theirs and their engines from.
+
+Importing this does not import torch.
+"""
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .config import CausalLMConfig, LMConfig, Seq2SeqLMConfig
+from ..lazy import attributes
+from .config import CausalLMConfig, LMConfig, Lora, Quantization, Seq2SeqLMConfig
 
 if TYPE_CHECKING:
     from .causal_lm import CausalLM
+    from .decoders import opened
+    from .drawing import draw, restrict
+    from .imitation import encode_demonstration
     from .language_model import LanguageModel
+    from .loading import complete_tokenizer, load_pretrained
     from .seq2seq_lm import Seq2SeqLM
+    from .text import Codec, at_last_character, pad_left, pad_right
 
-_MODULES = {"CausalLM": "causal_lm", "LanguageModel": "language_model", "Seq2SeqLM": "seq2seq_lm"}
+_MODULES = {
+    "CausalLM": "causal_lm",
+    "Codec": "text",
+    "LanguageModel": "language_model",
+    "Seq2SeqLM": "seq2seq_lm",
+    "at_last_character": "text",
+    "complete_tokenizer": "loading",
+    "draw": "drawing",
+    "encode_demonstration": "imitation",
+    "load_pretrained": "loading",
+    "opened": "decoders",
+    "pad_left": "text",
+    "pad_right": "text",
+    "restrict": "drawing",
+}
 
-__all__ = ["CausalLM", "CausalLMConfig", "LMConfig", "LanguageModel", "Seq2SeqLM", "Seq2SeqLMConfig"]
+__all__ = [
+    "CausalLM",
+    "CausalLMConfig",
+    "Codec",
+    "LMConfig",
+    "LanguageModel",
+    "Lora",
+    "Quantization",
+    "Seq2SeqLM",
+    "Seq2SeqLMConfig",
+    "at_last_character",
+    "complete_tokenizer",
+    "draw",
+    "encode_demonstration",
+    "load_pretrained",
+    "opened",
+    "pad_left",
+    "pad_right",
+    "restrict",
+]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+__getattr__ = attributes(__name__, _MODULES)

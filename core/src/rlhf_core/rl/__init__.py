@@ -1,25 +1,34 @@
 """Reinforcement learning: rollouts, rewards on their way to tokens, and the base of on-policy optimizers.
 
-What needs torch loads when it is asked for, so that a plugin's configuration can import `rlhf_core.rl.config` without
-it.
+What needs torch loads when it is asked for, so that a plugin's configuration can import `OnPolicyConfig` without it.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .config import OnPolicyConfig
+from ..lazy import attributes
+from .config import OnPolicyConfig, SingleTurnConfig
 
 if TYPE_CHECKING:
+    from ..components.scoring import checked_scores
     from .batching import joined, rollout_sizes
+    from .environment import SingleTurn
+    from .evaluation import evaluate
     from .failure import refusal
     from .guards import within_update
     from .on_policy import Batch, OnPolicyOptimizer
+    from .rewards import RewardMix
+    from .sampler import Sampler
 
 _MODULES = {
     "Batch": "on_policy",
     "OnPolicyOptimizer": "on_policy",
+    "RewardMix": "rewards",
+    "Sampler": "sampler",
+    "SingleTurn": "environment",
+    "checked_scores": ".components.scoring",
+    "evaluate": "evaluation",
     "joined": "batching",
     "refusal": "failure",
     "rollout_sizes": "batching",
@@ -30,14 +39,16 @@ __all__ = [
     "Batch",
     "OnPolicyConfig",
     "OnPolicyOptimizer",
+    "RewardMix",
+    "Sampler",
+    "SingleTurn",
+    "SingleTurnConfig",
+    "checked_scores",
+    "evaluate",
     "joined",
     "refusal",
     "rollout_sizes",
     "within_update",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+__getattr__ = attributes(__name__, _MODULES)

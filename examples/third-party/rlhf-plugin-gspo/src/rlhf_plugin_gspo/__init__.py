@@ -11,7 +11,7 @@ def rlhf_components() -> list[ComponentSpec]:
             name="gspo",
             factory="rlhf_plugin_gspo.optimizer:GspoOptimizer",
             config="rlhf_plugin_gspo.config:GspoOptimizerConfig",
-            summary="GSPO: one clipped importance ratio per response, group advantages",
+            summary="GSPO: one clipped ratio per response",
             api_version=1,
         )
     ]

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from rlhf_core.errors import ConfigError
+from rlhf_core.errors import ConfigError, RunError
 from rlhf_core.interfaces import PromptSource
 from rlhf_core.plugins import load_plugins
 from rlhf_core.records import Prompt
-from rlhf_core.runs.signals import Interrupted
-from rlhf_core.stages.config import EvaluateConfig, FitRewardConfig, OptimizeConfig
+from rlhf_core.stages.config import EvaluateConfig, ExportConfig, FitRewardConfig, OptimizeConfig
 from rlhf_core.stages.evaluate import Evaluate
+from rlhf_core.stages.export import Export
 from rlhf_core.stages.fit_reward import FitReward
 from rlhf_core.stages.optimize import Optimize
-from rlhf_core.testing import run_checks, tiny_context, tiny_run
+from rlhf_core.testing import Interrupted, run_checks, tiny_context, tiny_run
 from rlhf_core.testing.toys import NoOptions
 
 OPTIMIZE = {"optimizer": "toy", "prompts": "toy", "rewards": {"toy": 1.0}, "sampling": {"max_new_tokens": 4}}
@@ -109,3 +109,19 @@ def test_a_stage_that_fails_later_fails_one_check() -> None:
     assert "step 0 raises ConfigError: policy 'toy' export: adapters of full fine-tuning" in reason
     assert (second, other) == ("resumes_bit_for_bit", "skipped")
     assert why == "it does not run to its end: see runs_all_its_steps"
+
+
+def test_an_export_that_was_interrupted_goes_on_and_one_in_the_way_is_left_alone(tmp_path: Path) -> None:
+    """Also where it was stopped half way, with a folder that is not finished."""
+    place = tmp_path / "elsewhere" / "model"
+    config = ExportConfig(path=str(place))
+    half = place.with_name(".model.unfinished")
+    half.mkdir(parents=True)
+    (half / "junk").touch()
+    with pytest.raises(Interrupted):
+        tiny_run(tmp_path / "run", Export, config, stop_after=1).run(resume=False)
+    summary = tiny_run(tmp_path / "run", Export, config).run(resume=True)
+    assert summary["stages"]["tiny"]["path"] == str(place)
+    assert (place / "model.safetensors").is_file() and not (place / "junk").exists() and not half.exists()
+    with pytest.raises(RunError, match=r"model is not empty; expected a new or empty folder; choose another path"):
+        tiny_run(tmp_path / "again", Export, config).run(resume=False)

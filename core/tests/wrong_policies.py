@@ -89,6 +89,19 @@ class ExportsTheBeginning(CausalLM):
         CausalLM(self.config, self.context).export(directory, adapters=adapters)
 
 
+class Unlearns(CausalLM):
+    def demonstrations(self, records, *, held_out):
+        task = super().demonstrations(records, held_out=held_out)
+        loss = task.loss
+
+        def upside_down(examples):
+            found = loss(examples)
+            return replace(found, total=-found.total)
+
+        task.loss = upside_down
+        return task
+
+
 class AlwaysFloat(CausalLM):
     def __init__(self, config, context):
         super().__init__(config, replace(context, dtype="float32"))
@@ -104,6 +117,7 @@ MUTANTS: list[tuple[str, type[Any], str, str]] = [
     ("policy", DropsAWeight, "continues_after_a_checkpoint", "put all trainable weights into state_dict"),
     ("policy", TakesTheGlobalSeed, "same_seed_same_output", "once the global generators were seeded anew"),
     ("policy", CallsNothingTruncated, "leaves_its_inputs_alone", "it changes truncated of what it is given"),
+    ("policy", Unlearns, "demonstrations_are_imitated", "four steps on 5 demonstrations move their log-probability from"),
     ("policy", ExportsTheBeginning, "export_agrees", "the exported model's log-probabilities differ by up to"),
     ("policy", AlwaysFloat, "works_in_its_dtype", "is torch.float32 on cpu in float64 on cpu; expected"),
 ]  # fmt: skip

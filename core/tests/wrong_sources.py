@@ -76,8 +76,19 @@ class OfOthers(Config):
 
 
 class ReadsAllOfIt(FeedbackSource[OfOthers]):
+    def __init__(self, config, context):
+        super().__init__(config, context)
+        self.other = context.component("feedback", config.feedback)
+
     def __iter__(self):
-        yield from list(self.context.component("feedback", self.config.feedback))
+        yield from list(self.other)
+
+
+class AsksTooLate(FeedbackSource[OfOthers]):
+    """In a worker there is nobody to be asked."""
+
+    def __iter__(self):
+        yield from self.context.component("feedback", self.config.feedback)
 
 
 class OfAFile(Config):
@@ -113,6 +124,7 @@ MUTANTS: list[tuple[str, type[Any], str, str]] = [
     ("feedback", NamesItself, "ids_are_stable", "two sources built alike give other ids"),
     ("prompts", OneTooMany, "length_and_index_agree", "len is 4, and [3] raises IndexError"),
     ("prompts", Shuffles, "index_is_stable", "an index gives different prompts at different times"),
+    ("feedback", AsksTooLate, "can_be_sent_to_workers", "in another process than that of the run"),
     ("feedback", ReadsAllOfIt, "streams", "DataError of the last row, before there was a record: feedback 'endless'"),
     ("feedback", ReadsTheWholeFile, "streams", "JSONDecodeError of the last row, before there was a record"),
     ("prompts", CountsItsRows, "resumes_anywhere", "asked first, [1] is 'a', and 'b' after those before it"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,22 +55,31 @@ class Export(Stage[ExportConfig]):
         self.run = run
         elsewhere = self.config.path if not run.dry_run else None
         self.path = Path(elsewhere) if elsewhere else run.directory / "export"
-        if elsewhere and self.path.exists() and any(self.path.iterdir()):
-            raise RunError(
-                self.context.where,
-                f"{self.path} is not empty",
-                "a new or empty folder",
-                "choose another path, or empty it",
-            )
 
     @property
     def total(self) -> int:
         return 1
 
     def step(self, index: int) -> StepStats:
-        if self.run.accelerator.is_main_process:
-            self.run.policy.export(self.path, adapters=self.config.weights == "adapters")
-            (self.path / "README.md").write_text(self._card(), encoding="utf-8")
+        """Write beside the folder, then rename: an interrupted export leaves nothing that looks whole."""
+        if not self.run.accelerator.is_main_process:
+            return {}
+        if self.path.is_relative_to(self.run.directory):
+            shutil.rmtree(self.path, ignore_errors=True)
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise RunError(
+                self.context.where,
+                f"{self.path} is not empty",
+                "a new or empty folder",
+                "choose another path, or empty it",
+            )
+        unfinished = self.path.with_name(f".{self.path.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        self.run.policy.export(unfinished, adapters=self.config.weights == "adapters")
+        (unfinished / "README.md").write_text(self._card(), encoding="utf-8")
+        if self.path.exists():
+            self.path.rmdir()
+        unfinished.rename(self.path)
         return {}
 
     def _card(self) -> str:

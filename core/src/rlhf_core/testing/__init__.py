@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING
 from ..lazy import attributes
 
 if TYPE_CHECKING:
+    from ..runs.signals import Interrupted
     from .kit import Check, Result, run_checks
     from .parametrize import parametrize_components
     from .records import example_feedback, example_prompts, example_samples
@@ -45,6 +46,7 @@ _NAMES = {
     "kit": ["Check", "Result", "run_checks"],
     "parametrize": ["parametrize_components"],
     "records": ["example_feedback", "example_prompts", "example_samples"],
+    ".runs.signals": ["Interrupted"],
     "rollouts": ["example_rollout"],
     "runs": ["tiny_run"],
     "subjects": ["ConformanceError", "Example", "Subject"],
@@ -53,9 +55,9 @@ _NAMES = {
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
-    "Check", "ConformanceError", "Example", "Result", "Subject", "example_data", "example_feedback", "example_prompts",
-    "example_rollout", "example_samples", "parametrize_components", "run_checks", "tiny_context", "tiny_model",
-    "tiny_policy", "tiny_run",
+    "Check", "ConformanceError", "Example", "Interrupted", "Result", "Subject", "example_data", "example_feedback",
+    "example_prompts", "example_rollout", "example_samples", "parametrize_components", "run_checks", "tiny_context",
+    "tiny_model", "tiny_policy", "tiny_run",
 ]  # fmt: skip
 
 __getattr__ = attributes(__name__, _MODULES)

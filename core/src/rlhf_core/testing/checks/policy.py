@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...interfaces import Needs, Policy, Sampling
-from ...records import Rollout
+from ...interfaces import Needs, Policy, Sampling, SupervisedConfig
+from ...records import Demonstration, Rollout, Sample
+from ...training import fit_task
 from ..compare import copied, difference, nudge, padded, same, through_checkpoint
 from ..kit import check_example
-from ..records import example_prompts, example_samples
+from ..records import example_feedback, example_prompts, example_samples
 from ..rollouts import shortened
 from ..subjects import Example
 
@@ -171,6 +172,25 @@ def leaves_its_inputs_alone(example: Example) -> None:
             f"it changes {', '.join(changed) or 'samples'} of what it is given",
             "inputs left as they are",
             "write x = x * y, not x *= y",
+        )
+
+
+@check_example("policy")
+def demonstrations_are_imitated(example: Example) -> None:
+    """A few supervised steps on demonstrations make their responses likelier."""
+    policy: Policy[Any] = example.build()
+    shown = [record for record in example_feedback() if isinstance(record, Demonstration)]
+    samples = [Sample(record.prompt, record.response) for record in shown]
+    before = float(policy.encode(samples).logprobs.sum())
+    config = SupervisedConfig(epochs=4, batch_size=len(shown), learning_rate=1e-2)
+    fit_task(policy.demonstrations(shown, held_out=0.0), config, policy.context)
+    policy.weights_changed()
+    after = float(policy.encode(samples).logprobs.sum())
+    if not after > before:
+        example.fail(
+            f"four steps on {len(shown)} demonstrations move their log-probability from {before:.4g} to {after:.4g}",
+            "a higher one",
+            "let the loss of the task be minus the log-probability of response tokens",
         )
 
 

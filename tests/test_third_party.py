@@ -34,6 +34,7 @@ components:
 pipelines:
   both:
     policy: lm
+    precision: fp32
     stages:
       - optimize: {optimizer: gspo, prompts: questions, rewards: {spelling: 1.0}, shapers: [kl], steps: 2,
                    sampling: {max_new_tokens: 6}}

@@ -31,7 +31,6 @@ from rlhf_core.rl.environment import SingleTurn
 from rlhf_core.rl.evaluation import evaluate, mean_and_error
 from rlhf_core.rl.rewards import RewardMix, checked_scores, token_rewards
 from rlhf_core.rl.sampler import Sampler
-from rlhf_core.testing import example_data, tiny_policy
 from rlhf_core.training import GradientSteps, SupervisedLoop, by_tokens, share
 
 from .toys import make_context, make_policy, prompts
@@ -361,19 +360,6 @@ def kl_rollout(difference):
     rollout = policy.encode([Sample(p, " yes") for p in prompts()])
     reference = rollout.logprobs - difference
     return rollout.replace(reference_logprobs=reference.masked_fill(~rollout.mask, 0.0))
-
-
-@pytest.mark.parametrize(("needs", "moved"), [(Needs(), 0.01), (Needs(rescored=True), 0.0)])
-def test_log_probabilities_are_computed_again_where_decoding_is_too_rough(monkeypatch, needs, moved):
-    """Decoding that records 0.01 nats too much on every token."""
-    policy = tiny_policy()
-    draw = policy.generate
-    monkeypatch.setattr(
-        policy, "generate", lambda *a, **k: (r := draw(*a, **k)).replace(logprobs=r.logprobs + 0.01 * r.mask)
-    )
-    rollout = example_data(policy).rollout(3, needs=needs)
-    difference = rollout.logprobs - policy.forward(rollout, Needs()).logprobs
-    torch.testing.assert_close(difference, moved * rollout.mask, atol=1e-4, rtol=0)
 
 
 def test_kl_lowers_the_reward_where_the_policy_is_surer_than_the_reference():

@@ -26,9 +26,8 @@ class Needs:
     """What an algorithm wants in its rollouts; nothing that nobody needs is computed.
 
     logprobs: of the sampled tokens; where they are not wanted a policy may leave 0, and spare itself a pass if values
-    come from a network of their own. rescored: those log-probabilities as an update computes them, where decoding
-    rounds otherwise; for ratios that are clipped to less than that. values: V(s) per token. bootstrap: V after the last
-    token. reference: log-probabilities of the reference.
+    come from a network of their own. values: V(s) per token. bootstrap: V after the last token. reference:
+    log-probabilities of the reference.
     entropy: of each token's distribution. top_k: ids and log-probabilities of the k likeliest tokens.
     distribution: log-probabilities of the whole vocabulary, in an update only. heads: so many action-value heads of the
     policy, Q(s, .) over the vocabulary, and with them `hidden`: the states that heads read, in an update only.
@@ -37,7 +36,6 @@ class Needs:
     """
 
     logprobs: bool = True
-    rescored: bool = False
     values: bool = False
     bootstrap: bool = False
     reference: bool = False

@@ -57,7 +57,7 @@ class Sampler:
         groups = torch.tensor([i for i in mine for _ in range(samples_per_prompt)], device=rollout.mask.device)
         with clock("scoring"):
             # a divergence that is reported compares like with like: what decoding recorded is rounded otherwise
-            rescore = self.rescore or needs.rescored or (needs.reference and not learn)
+            rescore = self.rescore or (needs.reference and not learn)
             rollout = self.evaluated(rollout.replace(groups=groups), needs, rescore=rescore)
         stats: StepStats = {}
         with clock("reward"), within_rewards(self.context, rollout, len(prompts), samples_per_prompt, training=learn):

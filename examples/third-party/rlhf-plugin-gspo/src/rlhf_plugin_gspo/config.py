@@ -14,4 +14,4 @@ class GspoOptimizerConfig(OnPolicyConfig):
 
     @property
     def needs(self) -> Needs:
-        return Needs(samples_per_prompt=2, rescored=True)  # bf16 rounds by more than the clipping range
+        return Needs(samples_per_prompt=2)

@@ -1,4 +1,4 @@
-# make quickstart | test | test-slow | check | docs | schema | bench | bench-rewards | bench-learning | bench-peers | bench-memory | bench-gpu; each makes the virtual environment it needs.
+# make quickstart | test | test-slow | check | docs | schema | bench | bench-rewards | bench-learning | bench-peers | bench-memory | bench-imports | bench-gpu; each makes the virtual environment it needs.
 PYTHON ?= python3
 VENV := .venv
 PLUGINS := $(wildcard plugins/*)
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # nothing in the tests or the quickstart needs the network
 export HF_HUB_OFFLINE = 1
 
-.PHONY: quickstart test test-slow check docs schema bench bench-rewards bench-learning bench-peers bench-memory bench-gpu clean
+.PHONY: quickstart test test-slow check docs schema bench bench-rewards bench-learning bench-peers bench-memory bench-imports bench-gpu clean
 
 # made anew when the pins or a distribution's metadata change
 $(VENV)/.made: constraints.txt core/pyproject.toml $(wildcard plugins/*/pyproject.toml)
@@ -52,6 +52,9 @@ bench-peers: $(VENV)/.made
 
 bench-memory: $(VENV)/.made
 	$(BIN)/python benchmarks/memory.py
+
+bench-imports: $(VENV)/.made
+	$(BIN)/python benchmarks/imports.py
 
 bench-gpu: $(VENV)/.made
 	$(BIN)/python benchmarks/gpu.py --out gpu.json

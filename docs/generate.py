@@ -18,9 +18,9 @@ from types import ModuleType
 from typing import Annotated, Any, TypeVar, get_origin
 
 import griffe
-from rlhf_core.cli.describe import describe, type_name
-from rlhf_core.cli.render import cell, markdown, prose
-from rlhf_core.interfaces import Hooks
+from rlhf_core.cli.describe import describe, tables, type_name
+from rlhf_core.cli.render import cell, markdown, prose, rows
+from rlhf_core.interfaces import Config, Hooks
 from rlhf_core.plugins import CORE, DISABLE, FIRST_PARTY, HOOKS, Plugins, load_plugins
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -206,10 +206,22 @@ def api(title: str, modules: list[str]) -> str:
     for name in modules:
         module = importlib.import_module(name)
         lines += [f"## {name}", prose(inspect.getdoc(module) or "")]
-        rows = [f"| `{public}` | {said} |" for public, said in documented(module)]
-        lines += ["\n".join(["| name | what it is |", "|---|---|", *rows])]
-        lines += [f"::: {name}.{public}" for public, _ in documented(module)]
+        entries = [f"| `{called(public, getattr(module, public))}` | {said} |" for public, said in documented(module)]
+        lines += ["\n".join(["| name | what it is |", "|---|---|", *entries])]
+        for public, _ in documented(module):
+            lines.append(f"::: {name}.{public}")
+            value = getattr(module, public)
+            if inspect.isclass(value) and issubclass(value, Config) and value.model_fields:
+                lines += [f"Options of `{public}`:", rows(next(tables(value)))]
     return "\n\n".join(lines)
+
+
+def called(name: str, value: object) -> str:
+    """A function with its arguments, without their types; anything else by its name."""
+    if not inspect.isfunction(value):
+        return name
+    parameters = inspect.signature(value).parameters.values()
+    return str(inspect.Signature([p.replace(annotation=p.empty) for p in parameters])).join([name, ""])
 
 
 def documented(module: ModuleType) -> Iterator[tuple[str, str]]:

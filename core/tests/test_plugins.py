@@ -576,6 +576,8 @@ def test_a_clash_with_a_built_in_takes_it_out_too(installed: Callable[..., Plugi
     ("reward", "zzz", r"or it belongs to a plugin that cannot be used: dist-off:off 1.0 \(disabled: .*\), dist-sick:"),
     ("optimizer", "ppo", "'ppo': belongs to rlhf-plugin-ppo, which is not installed; pip install -U rlhf-plugin-ppo$"),
     ("shaper", "missing-eos", "pip install -U rlhf-plugin-shaping$"),
+    ("metric", "function", "no installed plugin offers it; .*; 'function' is a component of kind reward$"),
+    ("stage", "demonstrations", r"; look at stage 'sft' \(supervised fine-tuning on demonstrations\)$"),
 ])  # fmt: skip
 def test_find_says_why_there_is_none(installed: Callable[..., Plugins], kind: str, name: str, words: str) -> None:
     loaded = installed(["off"], mine=plugin(spec()), sick=plugin(rlhf_components=lambda: None), off=None)
@@ -668,9 +670,12 @@ def test_check_deep_passes_what_is_fine(installed: Callable[..., Plugins]) -> No
     ({"config": f"{HERE}:OtherConfig"}, f"{HERE}:Fine is configured by FineConfig; expected {HERE}:OtherConfig"),
 ])  # fmt: skip
 def test_check_deep_names_what_is_wrong(installed: Callable[..., Plugins], changes: Any, words: str) -> None:
-    (error,) = [error for error in installed(x=plugin(spec(**changes))).check_deep() if "mine" in error.where]
+    loaded = installed(x=plugin(spec(**changes)))
+    (error,) = [error for error in loaded.check_deep() if "mine" in error.where]
     assert error.where == "reward 'mine' of dist-x:x 1.0"
     assert words in str(error)
+    (info,) = [info for info in loaded.examined().plugins if info.name == "x"]
+    assert info.status == "broken" and words in info.reason
 
 
 def test_check_deep_names_both_when_both_are_wrong(installed: Callable[..., Plugins]) -> None:

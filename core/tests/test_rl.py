@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -261,6 +262,16 @@ def test_calls_within_a_step_differ_and_steps_repeat():
     assert data.rollout(prompts()).samples == first.samples
 
 
+def test_what_is_logged_is_the_mean_over_a_step_s_rollouts_but_for_those_drawn_otherwise():
+    paid, greedy = iter([1.0, 4.0, 9.0, 9.0, 3.0]), Sampling(max_new_tokens=2, temperature=0)
+    data = stage_data(make_policy(), one=(Fixed(lambda samples: [next(paid)] * len(samples)), 1.0))
+    for step, drawn, mean in ((0, (None, None, greedy), 2.5), (1, (greedy, None), 3.0)):
+        data.begin(step)
+        for sampling in drawn:
+            data.rollout(prompts(), sampling=sampling)
+        assert data.stats["reward/score"] == mean
+
+
 def test_samples_of_a_prompt_lie_side_by_side_in_one_group():
     policy = make_policy()
     data = stage_data(policy, one=(Fixed(ones), 1.0))
@@ -432,6 +443,46 @@ def test_one_sample_per_prompt_is_refused_by_a_group_baseline():
         ConfigError, match=r"optimizer 'gspo': samples_per_prompt is 1; expected at least 2.*set samples_per_prompt: 4"
     ):
         optimizer.bind(make_policy(), 1)
+
+
+class Answers(OnPolicyOptimizer[OnPolicyConfig]):
+    """Says in `prepare` and `loss` what it is told to."""
+
+    entries: Any = staticmethod(lambda rollout: {})
+    answer: Any = staticmethod(lambda batch, new: (batch.token_mean(new.logprobs), {}))
+
+    def prepare(self, rollout):
+        return self.entries(rollout)
+
+    def loss(self, batch, new):
+        return self.answer(batch, new)
+
+
+def mean(batch, new):
+    return batch.token_mean(new.logprobs)
+
+
+@pytest.mark.parametrize(("answers", "message"), [
+    ({"entries": lambda r: None}, r"prepare\(\) returned a NoneType; expected tensors by name; return {"),
+    ({"entries": lambda r: {"a": r.logprobs[:1]}}, r"a tensor of shape \(1, \d+\) as 'a'; expected a tensor with a row for each of the 4"),
+    ({"entries": lambda r: {"a": r.values.mean(1)}}, r"prepare\(\) works with something that is None.*ask for it in the `needs` of its config; not there now: .*rollout.values"),
+    ({"answer": mean}, r"loss\(\) returned a tensor of shape \(\); expected the loss and a mapping of statistics; return loss, {}"),
+    ({"answer": lambda b, n: (n.logprobs.mean(1), {})}, r"a tensor of shape \(\d,\) as the loss; expected a scalar that depends on new.logprobs"),
+    ({"answer": lambda b, n: (mean(b, n).detach(), {})}, r"a tensor of shape \(\) without a gradient as the loss"),
+    ({"answer": lambda b, n: (mean(b, n), {"x": n.logprobs[:, 0]})}, r"as the statistic 'x'; expected one number; write batch.sample_mean"),
+    ({"answer": lambda b, n: (mean(b, n), {"loss": 1.0})}, r"loss\(\) returned a statistic 'loss'; expected another name; leave it out"),
+    ({"answer": lambda b, n: (mean(b, n), {"e": n.entropy.mean()})}, r"loss\(\) works with something that is None.*not there now: .*new.entropy"),
+])  # fmt: skip
+def test_mistakes_in_prepare_and_loss_are_named(answers, message):
+    policy = make_policy()
+    optimizer = Answers(OnPolicyConfig(prompts_per_step=4, minibatch_size=4), Context(kind="optimizer", id="mine"))
+    for name, answer in answers.items():
+        setattr(optimizer, name, answer)
+    optimizer.bind(policy, 1)
+    data = stage_data(policy, source=Source(prompts() * 4), one=(Fixed(ones), 1.0))
+    data.begin(0)
+    with pytest.raises(ConfigError, match=f"optimizer 'mine': .*{message}"):
+        optimizer.step(data)
 
 
 def test_a_batch_says_what_it_has():

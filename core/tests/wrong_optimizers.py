@@ -141,6 +141,18 @@ class FlipsThePenalty(StaysNear):
         return -super().penalty(batch, new)
 
 
+class ReportsAPlainMean(Reinforce):
+    def loss(self, batch, new):
+        loss, _ = super().loss(batch, new)
+        return loss, {"reach": new.logprobs.detach().abs().amax(1).mean()}
+
+
+class NamesItReward(Reinforce):
+    def loss(self, batch, new):
+        loss, _ = super().loss(batch, new)
+        return loss, {"reward/score": 7.0 / batch.sample_count * len(batch.rollout)}
+
+
 RIGHT: list[tuple[str, type[Any]]] = [("optimizer", Reinforce), ("optimizer", StaysNear)]
 MUTANTS: list[tuple[str, type[Any], str, str]] = [
     ("optimizer", DividesByWidth, "padding_changes_nothing", "padding changes a step by"),
@@ -156,6 +168,8 @@ MUTANTS: list[tuple[str, type[Any], str, str]] = [
     ("optimizer", ForgetsItsScale, "continues_after_a_checkpoint", "put everything that changes into state_dict"),
     ("optimizer", TakesTheGlobalSeed, "same_seed_same_output", "once the global generators were seeded anew"),
     ("optimizer", ScalesInPlace, "leaves_its_inputs_alone", "a step changes rewards of the rollout"),
+    ("optimizer", ReportsAPlainMean, "statistics_are_shares", "statistic 'policy/reach' is"),
+    ("optimizer", NamesItReward, "statistics_have_names_of_their_own", "reward/score have names that the stage logs itself"),
     ("optimizer", WidensWeights, "works_in_its_dtype", "changes the dtype or device of parameters in bfloat16 on cpu"),
     ("optimizer", FlipsThePenalty, "penalises_drift_from_the_reference", "look at the sign of the penalty"),
 ]  # fmt: skip

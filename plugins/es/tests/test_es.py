@@ -280,7 +280,7 @@ def test_a_rollout_without_rewards_is_refused() -> None:
     data = Landscape(point, lambda theta: 1.0)
     rolled = data.rollout
     data.rollout = lambda *a, **o: rolled(*a, **o).replace(rewards=None)  # type: ignore[method-assign]
-    with pytest.raises(ConfigError, match="a rollout without rewards; expected scores and shaped rewards"):
+    with pytest.raises(ConfigError, match="a rollout without rewards; expected shaped rewards"):
         train(make_es(point), data, 1)
     assert point.vector().tolist() == [1, 2]
 
@@ -398,11 +398,12 @@ def test_every_process_makes_the_same_step() -> None:
 
 def test_what_is_logged_is_finite_and_in_the_readme() -> None:
     policy = make_policy()
-    (stats,) = train(make_es(policy), stage_data(policy, length, ["a"]), 1)
+    data = stage_data(policy, length, ["a"])
+    (stats,) = train(make_es(policy), data, 1)
     for name, value in stats.items():
         assert math.isfinite(value)
         assert f"`{name}`" in README
-    assert stats["es/fitness"] == pytest.approx(stats["reward/score"])
+    assert stats["es/fitness"] == pytest.approx(data.stats["reward/score"])
     assert stats["es/fitness_best"] >= stats["es/fitness"]
     assert stats["es/step_norm"] > 0
 

@@ -207,10 +207,12 @@ def _add_look_commands(app: typer.Typer, plugins: Plugins) -> None:
         from .tables import plugin_rows, plugin_table
 
         problems = plugins.check_deep() if deep else []
+        looked_over = plugins.examined() if deep else plugins
         if as_json:
-            typer.echo(json.dumps({"plugins": plugin_rows(plugins), "problems": [str(p) for p in problems]}, indent=2))
+            found = {"plugins": plugin_rows(looked_over), "problems": [str(p) for p in problems]}
+            typer.echo(json.dumps(found, indent=2))
         else:
-            plugin_table(plugins, problems, deep=deep)
+            plugin_table(looked_over, problems, deep=deep)
         if problems:
             raise typer.Exit(1)
 

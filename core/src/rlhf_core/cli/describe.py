@@ -81,7 +81,7 @@ def describe(plugins: Plugins, kind: str, name: str) -> Description:
     return Description(
         kind, name, spec.summary, {fact: words for fact, words in facts.items() if words},
         "\n\n".join(_without_sections(text) for text in about if text),
-        tuple(_tables(config)), str(example),
+        tuple(tables(config)), str(example),
     )  # fmt: skip
 
 
@@ -136,7 +136,7 @@ def _needs(config: Any, given: dict[str, Any]) -> str:
 # --- options ---------------------------------------------------------------------------------------------------------
 
 
-def _tables(config: type[BaseModel]) -> Iterator[Options]:
+def tables(config: type[BaseModel]) -> Iterator[Options]:
     """The options of a config, then those of each config inside it, once."""
     found: list[type[BaseModel]] = [config]
     for model in found:

@@ -72,14 +72,14 @@ def print_checks(plugins: Plugins, distribution: str) -> bool:
         PluginError: no such distribution is installed, or it cannot be used.
     """
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: threads would wait for each other
     from ..testing import run_checks
     from .tables import console
 
     results = list(run_checks(distribution, plugins))
-    table = Table("component", "check", "result", "reason")
+    table = Table("component", Column("check", no_wrap=True), "result", "reason")
     for result, before in zip(results, [None, *results], strict=False):
         component = "" if before is not None and before.component == result.component else result.component
         outcome = f"[{COLOURS[result.outcome]}]{result.outcome}[/]"

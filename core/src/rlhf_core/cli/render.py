@@ -15,18 +15,18 @@ def markdown(component: Description) -> str:
     lines.append("\n".join(f"- {fact}: {words}" for fact, words in component.facts.items()))
     lines.append(prose(component.about))
     for level, table in zip(("##", *["###"] * len(component.tables)), component.tables, strict=False):
-        lines += [f"{level} {'Options' if level == '##' else table.title}", prose(table.about), _rows(table)]
+        lines += [f"{level} {'Options' if level == '##' else table.title}", prose(table.about), rows(table)]
     lines += ["## Example", f"```yaml\n{component.example}```"]
     return "\n\n".join(line for line in lines if line) + "\n"
 
 
-def _rows(table: Options) -> str:
-    rows = [
+def rows(table: Options) -> str:
+    found = [
         [f"`{o.name}`", o.type.replace(" | ", " or "), o.bounds, o.default and f"`{o.default}`", o.meaning]
         for o in table.options
     ]
     head = ["| option | type | bounds | default | meaning |", "|---|---|---|---|---|"]
-    return "\n".join(head + ["| " + " | ".join(map(cell, row)) + " |" for row in rows]) if rows else "None."
+    return "\n".join(head + ["| " + " | ".join(map(cell, row)) + " |" for row in found]) if found else "None."
 
 
 def cell(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pluggy
@@ -29,6 +29,10 @@ FIRST_PARTY = {
     "rlhf-plugin-irl": {"reward": ["irl"]},
     "rlhf-plugin-judge": {"feedback": ["judge"], "reward": ["judge"]},
     "rlhf-plugin-quality": {"feedback": ["quality", "counterfactual"]},
+    "rlhf-plugin-monitors": {
+        "monitor": ["gold", "disagreement", "kl-budget", "length-drift", "repetition-drift", "entropy-collapse",
+                    "advantage-variance"],
+    },
     "rlhf-plugin-shaping": {
         "shaper": ["clip", "scale", "prompt-baseline", "success-bonus", "missing-eos", "length-penalty", "overlong",
                    "whiten", "discount", "repetition-penalty", "spread", "potential"],
@@ -127,8 +131,17 @@ class Plugins:
             where,
             "no installed plugin offers it",
             f"one of {listed(names)}",
-            self._hints(name, [*names, *(n for k, n in KNOWN if k == kind)]),
+            self._elsewhere(kind, name) or self._hints(name, [*names, *(n for k, n in KNOWN if k == kind)]),
         )
+
+    def _elsewhere(self, kind: str, name: str) -> str:
+        """Where `name` is to be found after all: in another kind, or in what another component says that it does."""
+        kinds = [other for other in self.kinds if (other, name) in self._offers]
+        word = re.compile(rf"\b{re.escape(name)}\b", re.I)
+        doers = [f"{kind} {s.name!r} ({s.summary})" for s in self.components(kind) if word.search(s.summary)]
+        if kinds:
+            return f"{name!r} is a component of kind {listed(kinds)}"
+        return f"look at {listed(doers)}" if doers else ""
 
     def names(self, kind: str) -> list[str]:
         """The names that `find` knows for `kind`, sorted. Raises `PluginError` if there is no such kind."""
@@ -187,6 +200,14 @@ class Plugins:
     def check(self, specs: Iterable[ComponentSpec]) -> list[PluginError]:
         """`check_deep` for some components, each once: before the first of a pipeline's is built."""
         return [error for spec in dict.fromkeys(specs) for error in self.check_component(spec)]
+
+    def examined(self) -> Plugins:
+        """The same after `check_deep`: a plugin with a component that cannot be used is broken, for that reason."""
+        found = []
+        for info in self.plugins:
+            errors = [e for spec in info.components if info.usable for e in self.check_component(spec)]
+            found.append(replace(info, status="broken", reason=first_line(errors[0])) if errors else info)
+        return Plugins(self.manager, found)
 
     def check_component(self, spec: ComponentSpec) -> Iterator[PluginError]:
         """Import the class and Config of one component and yield what is wrong with them."""

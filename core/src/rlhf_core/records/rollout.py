@@ -61,6 +61,8 @@ class Rollout:
     Log-probabilities are natural logarithms under the full softmax at `temperature`. Optional entries are None unless
     a component asked for them with `Needs`.
 
+    Outside `mask` rewards are 0, and other entries may be any finite number, which means nothing.
+
     Attributes:
         samples: B samples as text.
         prompt_ids: (B, P) int64, left-padded; prompt_mask: (B, P) bool, True on real tokens.

@@ -39,11 +39,12 @@ class StageData(TrainingData):
         self.step = 0
         self.used = 0
         self.stats: StepStats = {}
+        self._told: list[StepStats] = []
         self._calls = 0
 
     def begin(self, step: int) -> None:
         """Step `step` begins: statistics are gathered anew, and shapers are told."""
-        self.step, self.stats, self._calls = step, {}, 0
+        self.step, self.stats, self._told, self._calls = step, {}, [], 0
         for shaper in self.shapers:
             shaper.progress = (step, self.total)
 
@@ -84,8 +85,18 @@ class StageData(TrainingData):
         )
         with self.sampler.context.clock("shaping"):
             rollout = self.shaped(rollout)
-        self.stats.update({**_statistics(rollout), **online})
+        self._tell({**_statistics(rollout), **online}, own_sampling=sampling is not None)
         return rollout
+
+    def _tell(self, stats: StepStats, *, own_sampling: bool) -> None:
+        """Log means over the rollouts of a step; those that were drawn otherwise, as a greedy baseline is, do not count
+        beside others."""
+        if not own_sampling:
+            self._told.append(stats)
+            stats = {name: _mean([told[name] for told in self._told if name in told]) for name in stats}
+        elif self._told:
+            return
+        self.stats.update(stats)
 
     def shaped(self, rollout: Rollout) -> Rollout:
         """Sequence shapers on the score, credit to tokens, token shapers on the rewards."""
@@ -128,6 +139,12 @@ class StageData(TrainingData):
 
     def load_state_dict(self, state: State) -> None:
         self.used = int(state["used"])
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Of those that are numbers."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
 
 
 def _statistics(rollout: Rollout) -> StepStats:

@@ -20,6 +20,7 @@ from ..interfaces import Needs, Outputs, Policy, PolicyOptimizer, State, StepSta
 from ..randomness import derive_seed, permutation
 from ..records import Rollout
 from ..training import GradientSteps, Rate, Size, as_floats, by_tokens, share, summed
+from .answers import asked_for, checked_entries, checked_loss
 from .batching import rollout_sizes
 from .config import OnPolicyConfig
 from .failure import refusal
@@ -30,6 +31,8 @@ C = TypeVar("C", bound=OnPolicyConfig)
 
 class Batch:
     """Part of a rollout inside an update. Every entry of the rollout and of `prepare` is an attribute.
+
+    What the config's `needs` do not ask for is None, in here as in `new`.
 
     Attributes:
         token_count, sample_count: of the whole optimizer step, over all micro-batches and processes. Sums divided by
@@ -61,11 +64,14 @@ class Batch:
             ) from None
 
     def token_mean(self, x: Tensor) -> Tensor:
-        """This part's share of the mean over tokens of x (B, T): parts add up to the mean of the whole step."""
+        """This part's share of the mean of x (B, T) over tokens; parts add up to the mean of the whole step.
+
+        Tokens outside the mask, and so all of abstained samples, neither count nor get a gradient.
+        """
         return torch.where(self.rollout.mask, x, torch.zeros_like(x)).sum() / self.token_count
 
     def sample_mean(self, x: Tensor) -> Tensor:
-        """This part's share of the mean over samples of x (B,)."""
+        """This part's share of the mean of x (B,) over samples, abstained ones left out."""
         live = self.rollout.mask.any(1)
         return torch.where(live, x, torch.zeros_like(x)).sum() / self.sample_count
 
@@ -94,6 +100,8 @@ class OnPolicyOptimizer(PolicyOptimizer[C]):
 
     @property
     def traits(self) -> Traits:
+        """By default on-policy with `baseline`. To be overridden where that depends on options: a penalty on drifting
+        from the reference in the loss, for one, moves the policy whatever the rewards."""
         return Traits("on-policy", baseline=self.baseline)
 
     def sample(self, data: TrainingData) -> Rollout:
@@ -103,7 +111,7 @@ class OnPolicyOptimizer(PolicyOptimizer[C]):
 
     @property
     def update_needs(self) -> Needs:
-        """What `new` is to hold in `loss`."""
+        """What `new` is to hold in `loss`; by default the `needs` of the config, as in the rollout."""
         return self.config.needs
 
     def bind(self, policy: Policy[Any], total_steps: int) -> None:
@@ -142,7 +150,9 @@ class OnPolicyOptimizer(PolicyOptimizer[C]):
     def _learn(self, rollout: Rollout, step: int) -> StepStats:
         """Every epoch over the samples of a step."""
         config = self.config
-        prepared = self.prepare(rollout)
+        where = self.context.where
+        with asked_for(where, "prepare", rollout):
+            prepared = checked_entries(where, self.prepare(rollout), len(rollout))
         live, sizes = rollout.mask.any(1).tolist(), rollout_sizes(rollout)  # once: each costs a GPU a wait
         history: list[dict[str, float]] = []
         for epoch in range(config.epochs):
@@ -174,7 +184,8 @@ class OnPolicyOptimizer(PolicyOptimizer[C]):
             cut = batch.rollout
             with self._within_memory(cut):
                 new = self.policy.forward(cut, self.update_needs)
-                loss, stats = self.loss(batch, new)
+                with asked_for(self.context.where, "loss", cut, new):
+                    loss, stats = checked_loss(self.context.where, self.loss(batch, new))
                 if not bool(loss.isfinite()):
                     self.gradient.clear()
                     raise refusal(self.context, self.policy, cut, batch.prepared, f"loss {float(loss.detach())}", step)
@@ -227,6 +238,7 @@ class OnPolicyOptimizer(PolicyOptimizer[C]):
         return {**means, "policy/updates": float(updates), "policy/stopped_early": float(stopped)}
 
     def state_dict(self) -> State:
+        """AdamW's. Who keeps more adds it: ``{**super().state_dict(), "mean": self.mean}``."""
         return {"gradient": self.gradient.state_dict()}
 
     def load_state_dict(self, state: State) -> None:

@@ -94,6 +94,13 @@ class Optimize(Stage[OptimizeConfig]):
         self.data.begin(index)
         self.optimizer.progress = (index, self.total)
         stats = self.optimizer.step(self.data)
+        if taken := sorted(stats.keys() & self.data.stats.keys()):
+            raise ConfigError(
+                self.optimizer.context.where,
+                f"its statistics {', '.join(taken)} have names that this stage logs itself",
+                "names of its own",
+                f"rename them, for example {self.optimizer.context.id}/{taken[0].rpartition('/')[2]}",
+            )
         return {**self.data.stats, **stats}
 
     def evaluate(self) -> StepStats:

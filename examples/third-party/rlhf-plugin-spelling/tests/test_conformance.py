@@ -1,4 +1,4 @@
-"""Everything that rlhf-core asks of a reward, one test per check."""
+"""Everything that rlhf-core asks of components of kind reward, one test per check."""
 
 from rlhf_core.testing import Check, Subject, parametrize_components
 

@@ -75,19 +75,17 @@ class ES(PolicyOptimizer[ESConfig]):
         prompts = data.prompts(config.prompts_per_step)  # the same for all, so that none is judged by harder ones
         start = [p.detach().clone() for p in self.parameters]
         earned: list[Tensor] = []
-        scores: list[Tensor] = []
         try:
             for member in range(config.population):
                 with self.context.clock("update"):
                     self._place(start, {member // 2: sigma if member % 2 == 0 else -sigma}, step)
                 rollout = data.rollout(prompts, needs=config.needs)
-                if rollout.rewards is None or rollout.score is None:
-                    raise ConfigError(self.context.where, "a rollout without rewards", "scores and shaped rewards")
+                if rollout.rewards is None:
+                    raise ConfigError(self.context.where, "a rollout without rewards", "shaped rewards")
                 live = rollout.mask.any(1)
                 earned.append(rollout.rewards.sum(1)[live].double().cpu())  # (live,) abstained samples do not count
                 if not bool(earned[-1].isfinite().all()):
                     raise refusal(self.context, self.policy, rollout, {}, f"reward {float(earned[-1].sum())}", step)
-                scores.append(rollout.score[live].double().cpu())
         finally:
             with self.context.clock("update"):
                 self._place(start, {}, step)
@@ -103,8 +101,6 @@ class ES(PolicyOptimizer[ESConfig]):
         if len(judged):
             mean, spread, best = judged.mean(), judged.std(unbiased=False), judged.max()
             stats.update({"es/fitness": float(mean), "es/fitness_std": float(spread), "es/fitness_best": float(best)})
-            # of the whole population; what the stage logs by itself is of the member that came last
-            stats.update({"reward/score": float(torch.cat(scores).mean()), "reward/shaped": float(mean)})
         return stats
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ Which checks apply follows from `traits`, and whether those are true is checked 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -209,7 +210,7 @@ def order_changes_nothing(example: Example) -> None:
 def masked_junk_changes_nothing(example: Example) -> None:
     """What stands at masked positions (padding, other speakers, abstained samples) does not matter.
 
-    Rewards are 0 there by contract; everything else may be anything.
+    Rewards are 0 there by contract; everything else may be any finite number.
     """
     _samples_needed(example)
     _unchanged(precise(example), _with_junk, "junk at masked positions",
@@ -247,6 +248,48 @@ def micro_batches_change_nothing(example: Example) -> None:
                 else "in loss, use batch.token_mean and batch.sample_mean, or pass denominator=batch.token_count; what "
                 "looks at the whole batch belongs in prepare",
             )
+
+
+@check_example("optimizer")
+def statistics_are_shares(example: Example) -> None:
+    """Statistics are the same whether a step is computed at once or one sample at a time."""
+    if not _traits(example).gradient:
+        raise NotApplicable("it takes no gradient")
+    if "micro_batch_tokens" not in example.subject.config_class.model_fields:
+        raise NotApplicable("its config has no micro_batch_tokens")
+    whole, parts = (_statistics(precise(example, micro_batch_tokens=n)) for n in (1_000_000, 1))
+    for name in whole.keys() | parts.keys():
+        a, b = (stats.get(name, math.nan) for stats in (whole, parts))
+        if not math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9):
+            example.fail(
+                f"statistic {name!r} is {a:.6g}, and {b:.6g} from micro-batches of one sample",
+                "the same number",
+                "let statistics be shares too: batch.sample_mean(x.detach()), batch.token_mean(x.detach())",
+            )
+
+
+def _statistics(example: Example) -> StepStats:
+    """What one step on a fixed rollout reports, in float64."""
+    policy = tiny_policy(tiny_context("policy", dtype="float64"), critic="separate")
+    policy.set_reference("stage-start")
+    optimizer = _bound(example, policy, tiny_context("optimizer", dtype="float64"))
+    seed_everything(0)
+    return optimizer.step(Given(example_rollout(policy, needs=optimizer.config.needs)))
+
+
+@check_example("optimizer")
+def statistics_have_names_of_their_own(example: Example) -> None:
+    """What a step reports hides nothing that the stage logs itself, such as reward/score and policy/entropy."""
+    policy = tiny_policy()
+    optimizer = _bound(example, policy)
+    data = example_data(policy, optimizer.config.needs)
+    taken = _steps(optimizer, data, 0, 1).keys() & data.stats.keys()
+    if taken:
+        example.fail(
+            f"its statistics {', '.join(sorted(taken))} have names that the stage logs itself",
+            "names of its own",
+            f"rename them, for example {example.subject.spec.name}/{min(taken).rpartition('/')[2]}",
+        )
 
 
 # --- which way it goes -----------------------------------------------------------------------------------------------

@@ -576,8 +576,8 @@ def test_a_clash_with_a_built_in_takes_it_out_too(installed: Callable[..., Plugi
     ("reward", "zzz", r"or it belongs to a plugin that cannot be used: dist-off:off 1.0 \(disabled: .*\), dist-sick:"),
     ("optimizer", "ppo", "'ppo': belongs to rlhf-plugin-ppo, which is not installed; pip install -U rlhf-plugin-ppo$"),
     ("shaper", "missing-eos", "pip install -U rlhf-plugin-shaping$"),
-    ("metric", "function", "no installed plugin offers it; .*; 'function' is a component of kind reward$"),
-    ("stage", "demonstrations", r"; look at stage 'sft' \(supervised fine-tuning on demonstrations\)$"),
+    ("metric", "function", "no installed plugin offers it; .*; 'function' is a component of kind reward;"),
+    ("metric", "divergence", r"; look at metric 'kl' \(divergence from the reference per response, in nats\)"),
 ])  # fmt: skip
 def test_find_says_why_there_is_none(installed: Callable[..., Plugins], kind: str, name: str, words: str) -> None:
     loaded = installed(["off"], mine=plugin(spec()), sick=plugin(rlhf_components=lambda: None), off=None)

@@ -131,7 +131,7 @@ class Plugins:
             where,
             "no installed plugin offers it",
             f"one of {listed(names)}",
-            self._elsewhere(kind, name) or self._hints(name, [*names, *(n for k, n in KNOWN if k == kind)]),
+            self._hints(name, [*names, *(n for k, n in KNOWN if k == kind)], self._elsewhere(kind, name)),
         )
 
     def _elsewhere(self, kind: str, name: str) -> str:
@@ -141,7 +141,7 @@ class Plugins:
         doers = [f"{kind} {s.name!r} ({s.summary})" for s in self.components(kind) if word.search(s.summary)]
         if kinds:
             return f"{name!r} is a component of kind {listed(kinds)}"
-        return f"look at {listed(doers)}" if doers else ""
+        return f"look at {listed(doers)}" if doers and len(name) > 2 else ""
 
     def names(self, kind: str) -> list[str]:
         """The names that `find` knows for `kind`, sorted. Raises `PluginError` if there is no such kind."""
@@ -230,10 +230,10 @@ class Plugins:
             hints = self._hints(kind, self.kinds)
             raise PluginError(f"kind {kind!r}", "no installed plugin declares it", known, hints)
 
-    def _hints(self, word: str, known: Iterable[str]) -> str:
+    def _hints(self, word: str, known: Iterable[str], better: str = "") -> str:
         lost = [f"{info} ({info.status}: {info.reason})" for info in self.plugins if not info.usable]
         maybe = f"or it belongs to a plugin that cannot be used: {listed(lost)}" if lost else ""
-        return "; ".join(filter(None, [did_you_mean(word, known), maybe]))
+        return "; ".join(filter(None, [better or did_you_mean(word, known), maybe]))
 
     def _owner(self, spec: ComponentSpec) -> PluginInfo:
         for info in sorted(self.plugins, key=lambda info: not info.usable):

@@ -220,8 +220,9 @@ def called(name: str, value: object) -> str:
     """A function with its arguments, without their types; anything else by its name."""
     if not inspect.isfunction(value):
         return name
-    parameters = inspect.signature(value).parameters.values()
-    return str(inspect.Signature([p.replace(annotation=p.empty) for p in parameters])).join([name, ""])
+    shown = [p.replace(annotation=p.empty) for p in inspect.signature(value).parameters.values()]
+    shown = [p.replace(default=...) if callable(p.default) and p.default is not p.empty else p for p in shown]
+    return name + str(inspect.Signature(shown)).replace("Ellipsis", "...")
 
 
 def documented(module: ModuleType) -> Iterator[tuple[str, str]]:

@@ -105,6 +105,7 @@ def test_their_own_tests_pass(python: Path, generated: dict[str, Path], tmp_path
         "a stage has state only inside a run",
         "a sequence shaper has no positions",
         "it does not ask for the reference",
+        "it gives no spans for the samples of the kit",
         "it does not declare zero_stays_zero",
         "it has no state, and learns from no feedback",
         "it records no values",

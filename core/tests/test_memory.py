@@ -157,7 +157,10 @@ def test_the_last_checkpoint_is_named(tmp_path: Path) -> None:
     assert kept(None) == kept(tmp_path) == ""
     for name in ("000050-optimize-50", "000100-optimize-100", ".000150-optimize-150.partial"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    assert kept(tmp_path) == "checkpoint 000100-optimize-100 is whole: go on from it with --resume and --set"
+    assert (
+        kept(tmp_path)
+        == "checkpoint 000100-optimize-100 is whole: go on from it with --resume, --set and --allow-config-change"
+    )
 
 
 # --- sampling and scoring ---------------------------------------------------------------------------------------------
@@ -595,10 +598,19 @@ def test_the_command_says_it_in_a_line_and_goes_on_later(
         r"error: reward 'big': out of memory in the scoring by the reward of 8 samples x \(up to 2 prompt \+ \d+ response "
         r"characters\) \(3\.6 PiB more were asked for, the machine has [\d.]+ [GT]iB\); lower `limit` of the evaluation's "
         r"prompts \(now 8\), then lower `sampling.max_new_tokens` of the stage \(the longest response here has 4 tokens\); "
-        r"checkpoint 000002-evaluate-0 is whole: go on from it with --resume and --set",
+        r"checkpoint 000002-evaluate-0 is whole: go on from it with --resume, --set and --allow-config-change",
         line,
     )
-    again = ("run", "short-of-memory", "--out", "run", "--resume", "--set", "prompts.questions.limit=4")
+    again = (
+        "run",
+        "short-of-memory",
+        "--out",
+        "run",
+        "--resume",
+        "--allow-config-change",
+        "--set",
+        "prompts.questions.limit=4",
+    )
     assert rlhf(*again) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["stages"]["evaluate"]["metrics"]["reward"]["after"] == {"mean": 1.0, "error": 0.0, "n": 4.0}

@@ -14,6 +14,7 @@ KINDS = [
     KindSpec("optimizer", "rlhf_core.interfaces:PolicyOptimizer", "improves the policy"),
     KindSpec("environment", "rlhf_core.interfaces:Environment", "turns prompts into rollouts"),
     KindSpec("metric", "rlhf_core.interfaces:Metric", "measures finished responses"),
+    KindSpec("monitor", "rlhf_core.interfaces:Monitor", "watches a stage, and raises an alarm"),
     KindSpec("stage", "rlhf_core.interfaces:Stage", "one stage of a pipeline"),
 ]
 

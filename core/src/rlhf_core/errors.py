@@ -72,6 +72,12 @@ class NumericalError(RLHFError):
     exit_code = 1
 
 
+class MonitorAlarm(RLHFError):
+    """A monitor that was told to stop the run has raised its alarm; a checkpoint holds the run as it is."""
+
+    exit_code = 1
+
+
 class OutOfMemory(RLHFError):
     """A batch does not fit into the memory of a device or of the machine.
 

@@ -145,7 +145,11 @@ def room(error: BaseException) -> str:
 def kept(directory: Path | None) -> str:
     """What a run in `directory` can go on from."""
     saved = sorted(path.name for path in (directory / "checkpoints").glob("[0-9]*")) if directory else []
-    return f"checkpoint {saved[-1]} is whole: go on from it with --resume and --set" if saved else ""
+    return (
+        f"checkpoint {saved[-1]} is whole: go on from it with --resume, --set and --allow-config-change"
+        if saved
+        else ""
+    )
 
 
 def _machine() -> int:

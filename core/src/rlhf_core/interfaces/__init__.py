@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         FunctionRef,
         MetricRef,
         ModelName,
+        MonitorRef,
         Needs,
         OptimizerRef,
         OptimizerSettings,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from .context import Context
     from .deprecation import Renamed, Retired
     from .generator import Drawn, Generator
+    from .monitor import Monitor, Observation
     from .rows import ABOUT, Row, RowFeedback, described, read_rows
     from .schedule import Schedule, Scheduled, value_at, within
     from .specs import API_VERSION, ComponentSpec, Hooks, KindSpec, hookimpl, hookspec
@@ -70,8 +72,8 @@ _NAMES = {
         "TrainingData", "Traits",
     ],
     "config": [
-        "Config", "EngineRef", "EnvironmentRef", "FeedbackRef", "FunctionRef", "MetricRef", "ModelName", "Needs",
-        "OptimizerRef", "OptimizerSettings", "PolicyRef", "PromptsRef", "RefTo", "RelativePath", "RewardRef",
+        "Config", "EngineRef", "EnvironmentRef", "FeedbackRef", "FunctionRef", "MetricRef", "ModelName", "MonitorRef",
+        "Needs", "OptimizerRef", "OptimizerSettings", "PolicyRef", "PromptsRef", "RefTo", "RelativePath", "RewardRef",
         "Sampling", "ShaperRef", "SourceConfig", "StageConfig", "SupervisedConfig", "Until", "references",
     ],
     "context": [
@@ -79,6 +81,7 @@ _NAMES = {
     ],
     "deprecation": ["Renamed", "Retired"],
     "generator": ["Drawn", "Generator"],
+    "monitor": ["Monitor", "Observation"],
     "rows": [
         "ABOUT", "Row", "RowFeedback", "described", "read_rows",
     ],
@@ -92,15 +95,15 @@ _NAMES = {
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
-    "ABOUT", "API_VERSION", "Clock", "Component", "ComponentSpec", "Config", "Context", "Drawn",
-    "EngineRef", "Environment", "EnvironmentRef", "FeedbackRef", "FeedbackSource", "FunctionRef",
-    "Generator", "Hooks", "KindSpec", "LossSum", "Metric", "MetricRef", "ModelName", "Needs",
+    "ABOUT", "API_VERSION", "Clock", "Component", "ComponentSpec", "Config", "Context", "Drawn", "EngineRef",
+    "Environment", "EnvironmentRef", "FeedbackRef", "FeedbackSource", "FunctionRef", "Generator", "Hooks",
+    "KindSpec", "LossSum", "Metric", "MetricRef", "ModelName", "Monitor", "MonitorRef", "Needs", "Observation",
     "OnlineReward", "OptimizerRef", "OptimizerSettings", "Outputs", "PHASES", "Policy", "PolicyOptimizer",
     "PolicyRef", "PromptSource", "PromptsRef", "RefTo", "RelativePath", "Renamed", "Retired", "RewardModel",
-    "RewardRef", "RewardShaper", "Row", "RowFeedback", "Run", "Sampling", "Schedule", "Scheduled",
-    "ShaperRef", "SourceConfig", "Stage", "StageConfig", "State", "StepStats", "SupervisedConfig",
-    "SupervisedTask", "TrainingData", "Traits", "Until", "described", "hookimpl", "hookspec", "read_rows",
-    "references", "value_at", "within",
+    "RewardRef", "RewardShaper", "Row", "RowFeedback", "Run", "Sampling", "Schedule", "Scheduled", "ShaperRef",
+    "SourceConfig", "Stage", "StageConfig", "State", "StepStats", "SupervisedConfig", "SupervisedTask",
+    "TrainingData", "Traits", "Until", "described", "hookimpl", "hookspec", "read_rows", "references",
+    "value_at", "within",
 ]  # fmt: skip
 
 __getattr__ = attributes(__name__, _MODULES)

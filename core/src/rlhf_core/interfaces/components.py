@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar, get_args
 
 from ..records import Demonstration, Feedback, Prompt, Rollout, Sample, Scores
@@ -71,12 +72,36 @@ class FeedbackSource(Component[C]):
     A bad row raises `DataError` with its file and line, or is counted in `skipped` where the config says so.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__iter__" in cls.__dict__:
+            cls.__iter__ = _told(cls.__dict__["__iter__"])  # type: ignore[method-assign]
+
     streaming: ClassVar[bool] = True
     """Whether records come while the data is still being read; False where all of it has to be seen first."""
     skipped: int = 0
 
     @abstractmethod
     def __iter__(self) -> Iterator[Feedback]: ...
+
+
+def _told(read: Callable[[Any], Iterator[Feedback]]) -> Callable[[Any], Iterator[Feedback]]:
+    """`read`, an ``__iter__``, that tells the run of every record: its manifests say who made what it learnt from."""
+
+    @wraps(read)
+    def __iter__(self: Any) -> Iterator[Feedback]:
+        if self.context.seen is None:
+            return read(self)
+        return _telling(read(self), self.context)
+
+    return __iter__
+
+
+def _telling(records: Iterator[Feedback], context: Context) -> Iterator[Feedback]:
+    assert context.seen is not None
+    for place, record in enumerate(records):
+        context.seen(context.id, place, record)
+        yield record
 
 
 class PromptSource(Component[C]):
@@ -253,6 +278,9 @@ class Policy(Component[C]):
     def export(self, directory: Path, *, adapters: bool = False) -> None:
         """Write a plain Hugging Face model folder that needs nothing of ours to be loaded: the whole model, or only its
         adapters in peft's format."""
+
+    def gather(self) -> None:
+        """Called in every process before one of them exports: the time to put together what is shared out over them."""
 
     @property
     def exported_from(self) -> str | None:

@@ -92,7 +92,7 @@ class RefTo:
     kind: str
 
 
-# A config field of one of these types names a component; of a kind of your own: Annotated[str, RefTo("monitor")]
+# A config field of one of these types names a component; of a kind of your own: Annotated[str, RefTo("judge")]
 PolicyRef = Annotated[str, RefTo("policy")]
 PromptsRef = Annotated[str, RefTo("prompts")]
 FeedbackRef = Annotated[str, RefTo("feedback")]
@@ -102,6 +102,7 @@ OptimizerRef = Annotated[str, RefTo("optimizer")]
 EnvironmentRef = Annotated[str, RefTo("environment")]
 EngineRef = Annotated[str, RefTo("engine")]
 MetricRef = Annotated[str, RefTo("metric")]
+MonitorRef = Annotated[str, RefTo("monitor")]
 FunctionRef = Annotated[str, RefTo("function")]  # an entry of the registry's `functions:` section
 
 
@@ -276,6 +277,10 @@ class StageConfig(Config):
         default=None, description="keep the weights of the evaluation at which this metric was highest; -NAME: lowest"
     )
     until: Until | None = Field(default=None, description="stop early once a metric is reached")
+    monitors: dict[MonitorRef, Literal["warn", "stop"]] = Field(
+        default_factory=dict,
+        description="who watches the stage, and what an alarm does: warn, or stop the run after a checkpoint",
+    )
 
     @model_validator(mode="after")
     def _evaluation_is_on(self) -> StageConfig:

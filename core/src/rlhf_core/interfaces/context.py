@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
+    from ..records import Feedback
     from .components import Component
 
 
@@ -51,6 +52,7 @@ class Context:
         policy: id of the pipeline's policy, or None outside a pipeline.
         bases: what `base` has loaded.
         clock: where the time of a step goes; one per run.
+        seen: (id of a feedback source, place from 0, record): told of all that is read; None outside a run.
     """
 
     kind: str = "component"
@@ -66,10 +68,11 @@ class Context:
     bases: dict[str, Any] = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
     warn: Callable[[str], None] = warnings.warn
+    seen: Callable[[str, int, Feedback], None] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What goes along to a worker process: not what belongs to the run's own, such as its shared models."""
-        own: dict[str, Any] = {"accelerator": None, "bases": {}, "clock": Clock(), "warn": warnings.warn}
+        own: dict[str, Any] = {"accelerator": None, "bases": {}, "clock": Clock(), "warn": warnings.warn, "seen": None}
         return {**vars(self), **own, "resolve": _resolver_elsewhere}
 
     @property

@@ -11,6 +11,7 @@ from __future__ import annotations
 import glob
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -22,11 +23,14 @@ from ..errors import DataError
 
 FORMATS = "a JSONL file, plain or .gz, or one that ends in .json, .csv, .tsv (each also .gz) or .parquet"
 BATCH = 1000  # rows that are decoded at once: so many are in memory
+MAX_DEPTH = 50  # of lists and objects inside each other, as in a registry file
+TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
 
 T = TypeVar("T")
 Placed: TypeAlias = Iterator[tuple[str, dict[str, Any]]]
 Bad: TypeAlias = Callable[[DataError], None] | None
 """Called with the error of a malformed row, which is then passed over; None: the error is raised."""
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 UNREADABLE = (OSError, EOFError, zlib.error)
 
 
@@ -70,7 +74,7 @@ def unpacked(value: Any) -> Any:
     """A list or object from its JSON text, as a CSV cell holds it; anything else stays as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         with suppress(ValueError):
-            return json.loads(value)
+            return _json(value.encode())
     return value
 
 
@@ -126,7 +130,7 @@ def _json_rows(path: Path, bad: Bad) -> Placed:
         with _open(path) as file:
             start = file.read(1024)
             listed = start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["  # behind a byte order mark and white space
-            items = json.loads(start + file.read()) if listed else []
+            items = _json(start + file.read()) if listed else []
     except (*UNREADABLE, ValueError) as error:
         raise _unreadable(path, "one list of JSON objects, or one object per line", str(error)) from error
     if not listed:
@@ -148,15 +152,52 @@ def _jsonl_rows(path: Path, bad: Bad) -> Placed:
                     continue
                 place = f"{path}:{number}"
                 try:
-                    data = json.loads(line)
+                    data = _json(line)
                     if not isinstance(data, dict):
                         raise ValueError(f"a {type(data).__name__}, not an object")
                 except ValueError as error:
+                    if isinstance(error, json.JSONDecodeError):  # its own words count lines within this one
+                        error = ValueError(f"{error.msg.removesuffix(' at')} at character {error.pos + 1}")
                     _malformed(place, f"malformed line: {error}", "one JSON object per line", bad)
                     continue
                 yield place, data
-    except UNREADABLE as error:
-        raise DataError(f"{path}:{number}", f"cannot be read: {error}", "a readable file, plain or gzip") from error
+    except UNREADABLE as error:  # behind the last line that was whole
+        raise DataError(f"{path}:{number + 1}", f"cannot be read: {error}", "a readable file, plain or gzip") from error
+
+
+def _json(text: bytes) -> Any:
+    """What a text of JSON says.
+
+    Raises:
+        ValueError: it is not JSON or not UTF-8, or nothing could write it down again: it is nested too deeply, or has
+            half of a surrogate pair.
+    """
+    try:
+        data = json.loads(text.decode("utf-8-sig"), parse_constant=_refuse)
+        if text.count(b"[") + text.count(b"{") > MAX_DEPTH:
+            _check_depth(data)
+        if SURROGATE.search(text):
+            json.dumps(data, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte 0x{error.object[error.start]:02x} at {error.start} is not UTF-8") from None
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half of a surrogate pair (\\u{ord(error.object[error.start]):04x})") from None
+    return data
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON: write null")
+
+
+def _check_depth(data: Any) -> None:
+    level = [data]
+    for _ in range(MAX_DEPTH + 1):
+        nested = [list(v.values()) if isinstance(v, dict) else v for v in level if isinstance(v, (dict, list))]
+        level = [item for items in nested for item in items]
+    if level:
+        raise ValueError(TOO_DEEP)
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .components import Component, Policy, StepStats
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from accelerate import Accelerator
 
+    from ..records import Sample
     from .context import Context
 
 C = TypeVar("C", bound=Config)
@@ -61,6 +63,10 @@ class Stage(Component[C]):
     def evaluate(self) -> StepStats:
         """Metrics during the stage, where its config says `evaluate_every`."""
         return {}
+
+    def shown(self) -> tuple[Sequence[Sample], Sequence[float]]:
+        """What the policy answered in the last step, with its scores before shaping: what monitors are shown."""
+        return (), ()
 
     def components(self) -> dict[str, Component[Any]]:
         """The components whose state changes during the stage, by checkpoint key."""

@@ -1,13 +1,13 @@
 """Checkpoints: nested state as one JSON file and one safetensors file, written beside and then renamed.
 
-No pickle: what is not a tensor or a JSON scalar cannot be saved, and loading runs no code.
+No pickle: what is not a tensor or a JSON scalar cannot be saved, and loading runs no code. A third file holds the
+hashes of the two; what does not match them is damaged, and is never loaded.
 """
 
 from __future__ import annotations
 
-import errno
+import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ..errors import RunError
 from ..interfaces import State
+from .directory import sync, writing
 
-STATE_FILE, TENSOR_FILE = "state.json", "tensors.safetensors"
+STATE_FILE, TENSOR_FILE, HASH_FILE = "state.json", "tensors.safetensors", "sha256.json"
 _TENSOR_KEY = "$tensor"
 
 
@@ -31,45 +32,86 @@ def save(directory: Path, state: State) -> None:
         TypeError: `state` holds something that is neither tensor nor JSON.
     """
     beside = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
     tensors: dict[str, Tensor] = {}
     tree = _without_tensors(state, "", tensors)
-    try:
-        beside.mkdir(parents=True)
-        save_file(tensors, beside / TENSOR_FILE)
-        (beside / STATE_FILE).write_text(json.dumps(tree), encoding="utf-8")
-        for name in (TENSOR_FILE, STATE_FILE):
-            _sync(beside / name)
-        _put_in_place(beside, directory)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        raise RunError(
-            f"checkpoint {directory}",
-            "the disk is full" if full else f"cannot be written: {error}",
-            "room for the weights and the optimizer's moments",
-            "free some space and go on with --resume; the checkpoint before is whole",
-        ) from error
+    with writing(f"checkpoint {directory}", SafetensorError):
+        try:
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
+            save_file(tensors, beside / TENSOR_FILE)
+            (beside / STATE_FILE).write_text(json.dumps(tree), encoding="utf-8")
+            hashes = {name: _digest(beside / name) for name in (TENSOR_FILE, STATE_FILE)}
+            (beside / HASH_FILE).write_text(json.dumps(hashes, indent=2) + "\n", encoding="utf-8")
+            for path in (*(beside / name for name in (TENSOR_FILE, STATE_FILE, HASH_FILE)), beside):
+                sync(path)
+            _put_in_place(beside, directory)
+        except (OSError, SafetensorError):
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
 
 
 def load(directory: Path) -> State:
     """Read what `save` wrote.
 
     Raises:
-        RunError: it is not there, or damaged.
+        RunError: it is not there, or damaged; says which file.
     """
+    problem = damage(directory)
     try:
-        tree = json.loads((directory / STATE_FILE).read_text(encoding="utf-8"))
-        tensors = load_file(directory / TENSOR_FILE)
-        state: State = _with_tensors(tree, tensors)
+        if not problem:
+            tree = json.loads((directory / STATE_FILE).read_text(encoding="utf-8"))
+            state: State = _with_tensors(tree, load_file(directory / TENSOR_FILE))
+            return state
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise RunError(
-            f"checkpoint {directory}",
-            f"cannot be read: {error}",
-            f"{STATE_FILE} and {TENSOR_FILE}",
-            "take an older checkpoint: remove this folder and --resume again",
-        ) from error
-    return state
+        problem = str(error)
+    raise RunError(
+        f"checkpoint {directory}", f"cannot be read: {problem}", "the files as they were written", "take an older one"
+    )
+
+
+def damage(directory: Path) -> str:
+    """What is wrong with a checkpoint's files; empty: they are, byte for byte, what was written."""
+    try:
+        hashes = json.loads((directory / HASH_FILE).read_text(encoding="utf-8"))
+        for name in (TENSOR_FILE, STATE_FILE):
+            if (found := _digest(directory / name)) != hashes[name]:
+                return f"{name} is damaged: its sha256 is {found[:12]}..., and was {hashes[name][:12]}... when written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{HASH_FILE} is damaged: {type(error).__name__}: {error}"
+    return ""
+
+
+def clean(folder: Path) -> None:
+    """Take away what a killed `save` has left in `folder`, and put back what it was about to replace.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    with writing(str(folder)):
+        for left in folder.glob(".*.partial"):
+            shutil.rmtree(left)
+        for old in folder.glob(".*.old"):
+            place = folder / old.name.removeprefix(".").removesuffix(".old")
+            if place.exists():
+                shutil.rmtree(old)
+            else:
+                old.rename(place)
+
+
+def remove(directory: Path) -> None:
+    """Take a checkpoint away; nothing that is half gone ever looks like one."""
+    beside = directory.with_name(f".{directory.name}.partial")
+    with writing(f"checkpoint {directory}"):
+        shutil.rmtree(beside, ignore_errors=True)
+        directory.rename(beside)
+        shutil.rmtree(beside)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _without_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
@@ -109,13 +151,4 @@ def _put_in_place(beside: Path, directory: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         beside.rename(directory)
-    _sync(directory.parent)
-
-
-def _sync(path: Path) -> None:
-    """Make sure that what was written is on disk before anything is renamed."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(directory.parent)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,42 @@ from ..errors import RunError
 
 REGISTRY, PROVENANCE, METRICS, TIMINGS = "registry.yaml", "provenance.json", "metrics.jsonl", "timings.jsonl"
 SUMMARY, SAMPLES, REPORT, CHECKPOINTS = "summary.json", "samples.jsonl", "report.html", "checkpoints"
+EVALUATIONS = "evaluations"
+"""Folder with every prompt's measurements of each evaluate stage, for `rlhf diff` to pair them."""
+
+
+_DENIED = (errno.EACCES, errno.EPERM)
+
+
+@contextmanager
+def writing(what: str, *others: type[Exception], strangers: bool = True) -> Iterator[None]:
+    """Around what writes to `what`, such as "checkpoint DIR": what the file system refuses becomes an error of ours.
+
+    Args:
+        others: exceptions of libraries that write, to be treated like `OSError`.
+        strangers: also what is neither a full disk nor a file system that is read-only.
+
+    Raises:
+        RunError: instead of the `OSError`.
+    """
+    try:
+        yield
+    except (OSError, *others) as error:  # type: ignore[misc]  # mypy does not see that it is a tuple of classes
+        number, text = getattr(error, "errno", None), str(error).lower()  # libraries pass on the words alone
+        full = number in (errno.ENOSPC, errno.EDQUOT) or "no space left" in text or "quota exceeded" in text
+        read_only = number == errno.EROFS or "read-only file system" in text or (strangers and number in _DENIED)
+        if not (full or read_only or strangers):
+            raise
+        name = getattr(error, "filename", None)
+        place = f" ({name})" if name and str(name) not in what else ""
+        raise RunError(
+            what,
+            f"the disk is full{place}"
+            if full
+            else f"cannot be written: {f'it is read-only{place}' if read_only else error}",
+            "room for it" if full else "a place that can be written",
+            f"{'free some space' if full else 'mend that'} and go on with --resume; the checkpoint before is whole",
+        ) from error
 
 
 def new_directory(pipeline: str, out: Path | None) -> Path:
@@ -32,15 +70,21 @@ def new_directory(pipeline: str, out: Path | None) -> Path:
             "a new directory",
             "add --resume to go on with it, or choose another --out",
         )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(p for p in out.iterdir() if not _left_by_a_start(p))):
         raise RunError(
             f"run directory {out}", "is not an empty directory", "a new or empty directory", "choose another --out"
         )
     try:
-        (out / CHECKPOINTS).mkdir(parents=True)
+        (out / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"run directory {out}", f"cannot be made: {error}", "a writable place") from error
     return out.resolve()
+
+
+def _left_by_a_start(path: Path) -> bool:
+    """Whether `path` is what a run leaves that was killed before it had written down its registry."""
+    nothing_yet = path.name == CHECKPOINTS and path.is_dir() and not any(path.iterdir())
+    return nothing_yet or path.name == f".{REGISTRY}.partial"
 
 
 def existing_directory(pipeline: str, out: Path | None) -> Path:
@@ -71,10 +115,30 @@ def existing_directory(pipeline: str, out: Path | None) -> Path:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace the file at `path` as a whole."""
+    """Replace the file at `path` as a whole; what was there stays until the new text is on the disk.
+
+    Raises:
+        RunError: the disk is full or not writable.
+    """
     beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    with writing(str(path)):
+        try:
+            beside.write_text(text, encoding="utf-8")
+            sync(beside)
+            beside.replace(path)
+            sync(path.parent)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -104,13 +168,30 @@ class Log:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(str(self.path)), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(_plain(entry), ensure_ascii=False) + "\n")
 
-    def cut(self, size: int) -> None:
-        """Forget everything after the first `size` bytes."""
+    def saved(self) -> int:
+        """`size`, once all of it is on the disk: what a checkpoint may refer to."""
         if self.path.exists():
-            os.truncate(self.path, size)
+            with writing(str(self.path)):
+                sync(self.path)
+        return self.size
+
+    def cut(self, size: int) -> None:
+        """Forget everything after the first `size` bytes.
+
+        Raises:
+            RunError: there are fewer, or the file cannot be written.
+        """
+        if self.size < size:
+            raise RunError(
+                str(self.path), f"{self.size} bytes", f"the {size} that were there at the checkpoint",
+                "put the file back as it was, or start a new run",
+            )  # fmt: skip
+        if self.path.exists():
+            with writing(str(self.path)):
+                os.truncate(self.path, size)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if self.path.exists():

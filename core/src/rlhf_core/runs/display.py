@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
+import rich.console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+
+from ..terminal import Console
 
 # what a line shows of a step, in this order, where it is there
 SHOWN = (
@@ -38,12 +40,12 @@ SHOWN = (
 class Display:
     """Shows a run on `console`. Text of models is escaped: it is data, not markup."""
 
-    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+    def __init__(self, console: rich.console.Console | None = None, *, quiet: bool = False) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True, quiet=quiet)
         self._progress: Progress | None = None
 
     def start(self, pipeline: str, directory: Any, policy: str, stages: Sequence[str]) -> None:
-        self.console.print(f"[bold]{pipeline}[/bold]: {' -> '.join(stages)}")
+        self.console.print(f"[bold]{escape(pipeline)}[/bold]: {escape(' -> '.join(stages))}")
         self.console.print(f"policy {escape(policy)}; run directory {escape(str(directory))}")
 
     def stage(self, name: str, total: int, done: int) -> None:
@@ -59,15 +61,15 @@ class Display:
                 TextColumn("{task.fields[stats]}"),
                 console=self.console,
             )
-            self._progress.add_task(name, total=total, completed=done, stats="")
+            self._progress.add_task(escape(name), total=total, completed=done, stats="")
             self._progress.start()
 
     def step(self, name: str, step: int, total: int, stats: Mapping[str, float]) -> None:
         text = "  ".join(f"{_short(key)} {stats[key]:.3g}" for key in _chosen(stats))
         if self._progress is not None:
-            self._progress.update(self._progress.task_ids[-1], completed=step, stats=text)
+            self._progress.update(self._progress.task_ids[-1], completed=step, stats=escape(text))
         elif not self.console.is_terminal:
-            self.console.print(f"{name} {step}/{total}  {text}".rstrip())
+            self.console.print(escape(f"{name} {step}/{total}  {text}".rstrip()))
 
     def close_stage(self) -> None:
         if self._progress is not None:
@@ -122,11 +124,11 @@ class Display:
 
         self.samples(list(Log(directory / SAMPLES))[:2])
         times = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in summary["seconds"].items())
-        self.console.print(f"time in steps: {times}")
+        self.console.print(f"time in steps: {escape(times)}")
         for name, stage in summary["stages"].items():
             if "path" in stage:
                 what = f" (weights {stage['weights']})" if "weights" in stage else ""
-                self.console.print(f"{name}: {escape(stage['path'] + what)}")
+                self.console.print(escape(f"{name}: {stage['path']}{what}"))
         if report is not None:
             self.console.print(f"report: [bold]{escape(str(report))}[/bold]")
 

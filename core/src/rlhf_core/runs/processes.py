@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,6 +76,53 @@ def agree(accelerator: Accelerator, choose: Callable[[], Path]) -> Path:
         where, _, what = answer[1].partition(": ")
         raise RunError(where, what)
     return Path(str(answer[0]))
+
+
+@contextmanager
+def together(accelerator: Accelerator, directory: Path, resume: str) -> Iterator[None]:
+    """Inside, what goes wrong in one process or in all of them is told once, and ends them all.
+
+    Args:
+        resume: the command to go on with.
+
+    Raises:
+        RunError: another process has died, so that this one waits for it in vain.
+        SystemExit: somebody has told it already.
+    """
+    if accelerator.num_processes == 1:
+        yield
+        return
+    try:
+        yield
+    except Exception as error:
+        lost = isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of the launcher, which ends us all: first this is told
+        if not _first(directory) and (lost or isinstance(error, RLHFError)):
+            raise SystemExit(getattr(error, "exit_code", 1)) from None
+        if not lost:
+            raise
+        rank, size = accelerator.process_index, accelerator.num_processes
+        raise RunError(
+            f"run {directory}",
+            f"process {rank} of {size} waited in vain for another one, which has died",
+            f"{size} processes that are alive",
+            "look for what that one said; one that is killed without a word was mostly out of memory. Go on with this, "
+            f"launched as before: {resume}",
+        ) from error
+
+
+LOST = "gloo", "NCCL", "Connection closed by peer", "Connection reset by peer"  # in what a broken connection says
+
+
+def _first(directory: Path) -> bool:
+    """Whether no other process of the run has had an error yet; the launcher counts, which outlives each of them."""
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    try:
+        return int(_get_default_store().add(f"rlhf_core/errors/{directory}", 1)) == 1
+    except RuntimeError:  # nobody is there to count any more: better twice than never
+        return True
 
 
 def _known_tracker(name: str, pipeline: str) -> str:

@@ -54,10 +54,10 @@ def write_report(directory: Path) -> Path:
     html = template.render(**_contents(directory))
     try:
         write_atomically(directory / REPORT, html)
-    except OSError as error:
+    except RunError as error:
         raise RunError(
             f"report of {directory}",
-            f"cannot be written: {error}",
+            error.got,
             "a writable directory with room",
             "make room, and write it again; the run itself is complete",
         ) from error
@@ -72,11 +72,12 @@ def _contents(directory: Path) -> dict[str, Any]:
     times = _times(timings, mapping(summary.get("seconds")))
     registry = directory / REGISTRY
     yaml = registry.read_text(encoding="utf-8", errors="replace") if registry.is_file() else ""
+    declared = _declared(yaml)
     samples = [s for s in _lines(directory, SAMPLES) if "after" in s]
     return {
         "pipeline": pipeline,
         "seed": seed,
-        "description": _description(yaml),
+        "description": _description(declared),
         "version": mapping(provenance.get("versions")).get("rlhf-core"),
         "date": date(provenance.get("started")),
         "duration": duration(sum(t.seconds for t in times)),
@@ -98,7 +99,7 @@ def _contents(directory: Path) -> dict[str, Any]:
             if mapping(mapping(result).get("held_out"))
         ],
         "yaml": yaml,
-        "facts": _facts(seed, provenance),
+        "facts": _facts(seed, provenance) + _code(declared),
         "files": mapping(provenance.get("files")),
         "times": times,
         "profiles": profiles(timings),
@@ -266,15 +267,41 @@ def _lines(directory: Path, name: str) -> list[dict[str, Any]]:
         ) from error
 
 
-def _description(yaml: str) -> str:
-    """The pipeline's description in the resolved registry, if it has one."""
+def _declared(yaml: str) -> dict[str, Any]:
+    """What the resolved registry says, or nothing where it is damaged."""
     from ruamel.yaml import YAML, YAMLError
 
     try:
-        pipelines = mapping(mapping(YAML(typ="safe").load(yaml)).get("pipelines"))
-        return str(next((mapping(p)["description"] for p in pipelines.values() if mapping(p).get("description")), ""))
+        return mapping(YAML(typ="safe").load(yaml))
     except (YAMLError, ValueError):
-        return ""
+        return {}
+
+
+def _description(registry: Mapping[str, Any]) -> str:
+    """The pipeline's description, if it has one."""
+    pipelines = mapping(registry.get("pipelines")).values()
+    return str(next((mapping(p)["description"] for p in pipelines if mapping(p).get("description")), ""))
+
+
+def _code(registry: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What ran besides installed distributions: functions, and code that came with a model."""
+    named = [mapping(f).get("factory", f) for f in mapping(registry.get("functions")).values()]
+    functions = [("functions", ", ".join(map(str, named)))] if named else []
+    trusting = [
+        f"{kind} {id}: {model or 'its model'}"
+        for kind, ids in mapping(registry.get("components")).items()
+        for id, declared in mapping(ids).items()
+        for model in _trusted(mapping(declared).get("config"))
+    ]
+    return functions + ([("code of models", "; ".join(trusting) + " (trust_remote_code)")] if trusting else [])
+
+
+def _trusted(config: Any) -> list[Any]:
+    """The models, anywhere in `config`, whose own code was run."""
+    if isinstance(config, list):
+        return [model for item in config for model in _trusted(item)]
+    own = [mapping(config).get("model")] if mapping(config).get("trust_remote_code") else []
+    return own + [model for item in mapping(config).values() for model in _trusted(item)]
 
 
 def _sha256(style: str) -> str:

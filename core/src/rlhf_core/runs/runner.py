@@ -6,6 +6,9 @@ stage and of the components that change in it, and what earlier stages left; wha
 
 from __future__ import annotations
 
+import io
+import json
+import shlex
 import shutil
 import time
 from contextlib import ExitStack
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ruamel.yaml import YAML
+from safetensors import SafetensorError
 
 from ..errors import ConfigError, RunError
 from ..interfaces import (
@@ -29,12 +33,27 @@ from ..interfaces import (
 )
 from ..randomness import derive_seed, seed_everything
 from ..registry import ResolvedPipeline, ResolvedStage, load_function
-from . import checkpoint
+from . import changes, checkpoint
 from .collector import Collector
-from .directory import CHECKPOINTS, METRICS, PROVENANCE, REGISTRY, SAMPLES, SUMMARY, TIMINGS, Log, write_json
+from .directory import (
+    METRICS,
+    PROVENANCE,
+    REGISTRY,
+    SAMPLES,
+    SUMMARY,
+    TIMINGS,
+    Log,
+    write_atomically,
+    write_json,
+    writing,
+)
 from .display import Display
+from .manifest import Ledger, StageRecord
+from .monitoring import Monitors
+from .processes import agree, together
 from .profile import device_done
 from .provenance import provenance
+from .shelf import Shelf
 from .signals import Interrupted, PoliteStop
 from .watch import Watch
 
@@ -74,6 +93,7 @@ class Runner:
         self.accelerator = accelerator
         configuration = accelerator.project_configuration
         configuration.project_dir = configuration.logging_dir = str(directory)
+        self._ledger = Ledger(directory, write=self._main and not dry_run)
         self.context = Context(
             seed=self.seed,
             device=str(self.accelerator.device),
@@ -85,6 +105,7 @@ class Runner:
             kind="pipeline",
             id=resolved.name,
             policy=resolved.settings.policy,
+            seen=self._ledger.seen,
             clock=Clock(wait=device_done(self.accelerator.device) if profile else None),
             functions={name: load_function(f, resolved.root) for name, f in resolved.functions.items()},
         )
@@ -94,6 +115,9 @@ class Runner:
         self._steps: dict[str, int] = {}
         self._stop = PoliteStop(display.say)
         self._global_step = 0
+        self._index = 0  # of the stage under way
+        ids = [stage.id for stage in resolved.stages]
+        self._shelf = Shelf(directory, ids, resolved.settings.keep_checkpoints)
 
     # --- what stages and listeners use ---
 
@@ -115,8 +139,8 @@ class Runner:
                 )
             factory = self.plugins.import_class(declared.spec, "factory")
             component: Component[Any] = factory(declared.config, self.context.named(kind, id))
-            kept = self.artefacts.get("kept", {}).get(f"{kind}.{id}")
-            source = self.directory / kept if kept else Path(declared.load) if declared.load else None
+            kept = self._kept(f"{kind}.{id}")
+            source = kept or (Path(declared.load) if declared.load else None)
             if source is not None:
                 if not (source / checkpoint.STATE_FILE).is_file():
                     raise ConfigError(
@@ -135,10 +159,26 @@ class Runner:
             self.display.warn(message)
 
     def keep(self, component: Component[Any]) -> None:
+        """Write it for good. What an earlier stage kept of it stays beside, for a run that goes on from before."""
         name = f"{component.context.kind}.{component.context.id}"
+        place = self.directory / KEPT / name
         if self._main:
-            checkpoint.save(self.directory / KEPT / name, component.state_dict())
+            before = self._before(name, self._index)
+            if self._kept(name) == place and not before.exists():
+                place.rename(before)
+            checkpoint.save(place, component.state_dict())
         self.artefacts.setdefault("kept", {})[name] = f"{KEPT}/{name}"
+
+    def _kept(self, name: str) -> Path | None:
+        """What the stages that are over have kept of a component: no stage from today's on has written it."""
+        if name not in self.artefacts.get("kept", {}):
+            return None
+        later = (self._before(name, index) for index in range(self._index, len(self.resolved.stages)))
+        return next((place for place in later if place.exists()), self.directory / KEPT / name)
+
+    def _before(self, name: str, index: int) -> Path:
+        """Where a component is put that the stage at `index` keeps anew."""
+        return self.directory / KEPT / f".{name}.before-{index}"
 
     @property
     def _main(self) -> bool:
@@ -146,20 +186,33 @@ class Runner:
 
     # --- the run ---
 
-    def run(self, *, resume: bool) -> dict[str, Any]:
-        """Run every stage, or the rest of them, and return what summary.json holds."""
-        state = self._latest() if resume else None
+    def run(self, *, resume: bool, name: str | None = None, allow_config_change: bool = False) -> dict[str, Any]:
+        """Run every stage, or the rest of them, and return what summary.json holds.
+
+        Args:
+            resume: go on from a checkpoint, the latest or the one called `name`.
+            allow_config_change: though its configuration was another, if that does no harm.
+
+        Raises:
+            RunError: the checkpoint is damaged, of another configuration, or something cannot be written.
+            Interrupted: a signal came.
+        """
+        state = self._checkpointed(name, allow_config_change) if resume else None
         if state is None:
             self._write_head()
         stages = self.resolved.stages
         self.display.start(self.pipeline, self.directory, self.resolved.settings.policy, [s.id for s in stages])
+        self._ledger.restore(0 if state is None else state["index"])
         first, results = self._restore(state)
         self._notify("rlhf_run_started", run=self)
         self._start_trackers()
-        with self._stop:
+        with together(self.accelerator, self.directory, self._command), self._stop:
             for index in range(first, len(stages)):
                 inside = state["stage"] if state is not None and index == first else None
-                self._run_stage(index, inside, results)
+                self._index = index
+                # a disk that fills up while weights are exported, say, is told like one that fills up at a checkpoint
+                with writing(f"stage {stages[index].id!r}", SafetensorError, strangers=False):
+                    self._run_stage(index, inside, results)
         summary = self._finish(results)
         self._notify("rlhf_run_finished", run=self, summary=summary)
         self.accelerator.end_training()
@@ -170,11 +223,16 @@ class Runner:
         declared = self.resolved.stages[index]
         name, config = declared.id, declared.config
         assert isinstance(config, StageConfig)
+        self._ledger.stage = name
         seed_everything(derive_seed(self.seed, "setup", name))
         factory = self.plugins.import_class(declared.spec, "factory")
         stage: Stage[Any] = factory(config, self.context.named("stage", name))
         stage.setup(self)
+        record = StageRecord(
+            self.directory, self.resolved, index, stage, self._policy_if_built, resumed=inside is not None
+        )
         watch = Watch(config)
+        self._monitors = Monitors(self, name, config)
         done = 0
         if inside is not None:
             done = inside["step"]
@@ -182,6 +240,7 @@ class Runner:
             for key, component in stage.components().items():
                 component.load_state_dict(inside["components"][key])
             watch.load_state_dict(inside["watch"])
+            self._monitors.load_state_dict(inside["monitors"])
         total = min(stage.total, 1) if self.dry_run else stage.total
         self._steps[name] = stage.total
         self.display.stage(name, stage.total, done)
@@ -189,28 +248,36 @@ class Runner:
             afterwards.callback(self.display.close_stage)
             for step in range(done, total):
                 with collector.off():
-                    self._step(stage, declared, step, watch)
+                    stats = self._step(stage, declared, step, watch)
+                    alarm = self._monitors.look(stage, step + 1, total, stats)
                 if watch.satisfied:
                     watch.stopped_at = step + 1
                     self.display.say(f"{name}: stopped at step {step + 1}, {watch.reason}")
                     break
                 every = self.resolved.settings.checkpoint_every
                 last = step + 1 == total
-                if self._stop.number is not None or (every and (step + 1) % every == 0 and not last):
+                stopping = self._stop.asked(self.accelerator)
+                if stopping or alarm or (every and (step + 1) % every == 0 and not last):
                     self._checkpoint(index, step + 1, stage, watch, results)
-                if self._stop.number is not None:
-                    raise Interrupted(
-                        self._stop.number, self.directory, f"rlhf run {self.pipeline} --resume --out {self.directory}"
-                    )
+                if stopping:
+                    raise Interrupted(stopping, self.directory, self._command)
+                if alarm:
+                    raise alarm.error(self._command)
         if watch.best_value is not None:
             self.accelerator.wait_for_everyone()  # until the main process has written it
             (stage.trained() or self.policy).load_state_dict(checkpoint.load(self._best(name)))
-        results[name] = {**stage.finish(), **watch.outcome()}
+        results[name] = {**stage.finish(), **watch.outcome(), **self._monitors.outcome()}
         self.artefacts.setdefault("stages_done", []).append(name)
+        self._write_manifest(record, results[name])
+        for component in stage.components().values():  # those begin anew in each stage; rewards have been kept
+            if component.context.kind in ("optimizer", "shaper"):
+                self._components.pop((component.context.kind, component.context.id), None)
         if index + 1 < len(self.resolved.stages):
             self._checkpoint(index + 1, 0, None, None, results)
+            if stopping := self._stop.asked(self.accelerator):
+                raise Interrupted(stopping, self.directory, self._command)
 
-    def _step(self, stage: Stage[Any], declared: ResolvedStage, step: int, watch: Watch) -> None:
+    def _step(self, stage: Stage[Any], declared: ResolvedStage, step: int, watch: Watch) -> StepStats:
         """One step: seeded, timed, evaluated if it is its turn, logged."""
         seed_everything(derive_seed(self.seed, "step", declared.id, step))
         clock = self.context.clock
@@ -222,12 +289,15 @@ class Runner:
         if every and (step + 1) % every == 0:
             with clock("evaluation", whole=True):
                 measured = stage.evaluate()
-                if watch.look(measured, declared.id, step + 1) and self._main:
-                    checkpoint.save(self._best(declared.id), (stage.trained() or self.policy).state_dict())
+                if watch.look(measured, declared.id, step + 1):
+                    state = (stage.trained() or self.policy).state_dict()  # of all processes: each may have a part
+                    if self._main:
+                        checkpoint.save(self._best(declared.id), state)
             stats.update({f"eval/{name}": value for name, value in measured.items()})
         self._log(declared.id, step + 1, stats)
         self.display.step(declared.id, step + 1, stage.total, stats)
         self._notify("rlhf_step_finished", run=self, stage=declared.id, step=step + 1, stats=stats)
+        return stats
 
     def _log(self, stage: str, step: int, stats: StepStats) -> None:
         self._global_step += 1
@@ -264,12 +334,25 @@ class Runner:
             "warnings": self.warnings,
         }
         if self._main:
-            (self.directory / SAMPLES).unlink(missing_ok=True)
             log = Log(self.directory / SAMPLES)
+            log.cut(0)
             for sample in samples:
                 log.append(sample)
             write_json(self.directory / SUMMARY, summary)
+            for old in (self.directory / KEPT).glob(".*.before-*"):  # nothing goes on from before any more
+                shutil.rmtree(old, ignore_errors=True)
         return summary
+
+    def _write_manifest(self, record: StageRecord, result: dict[str, Any]) -> None:
+        if self._main and not self.dry_run:
+            record.write(
+                self._policy_if_built, result, self._ledger, self.context.device, self.accelerator.num_processes
+            )
+
+    @property
+    def _policy_if_built(self) -> Policy[Any] | None:
+        policy: Policy[Any] | None = self._components.get(("policy", self.resolved.settings.policy))  # type: ignore[assignment]
+        return policy
 
     def _notify(self, hook: str, **arguments: Any) -> None:
         for problem in self.plugins.notify(hook, **arguments):
@@ -288,9 +371,11 @@ class Runner:
                 "step": step,
                 "stage": stage.state_dict(),
                 "watch": watch.state_dict(),
+                "monitors": self._monitors.state_dict(),
                 "components": {key: c.state_dict() for key, c in stage.components().items()},
             }
         state = {
+            "config": changes.snapshot(self.resolved),
             "index": index,
             "stage": inside,
             "policy": self.policy.state_dict(),
@@ -299,21 +384,23 @@ class Runner:
             "steps": self._steps,
             "warnings": self.warnings,
             "global_step": self._global_step,
-            "metrics": self._metrics.size,
-            "timings": self._timings.size,
+            "metrics": self._metrics.saved(),
+            "timings": self._timings.saved(),
         }
         if self._main:
-            folder = self.directory / CHECKPOINTS
-            path = folder / f"{self._global_step:06d}-{name}-{step}"
-            checkpoint.save(path, state)
-            for old in _checkpoints(self.directory)[: -self.resolved.settings.keep_checkpoints]:
-                shutil.rmtree(old)
+            path = self._shelf.path(self._global_step, name, step)
+            self._shelf.save(path, state)
             self._notify("rlhf_checkpoint_saved", run=self, path=path)
 
     def _best(self, stage: str) -> Path:
         return self.directory / "best" / stage
 
-    def _latest(self) -> State | None:
+    @property
+    def _command(self) -> str:
+        return shlex.join(["rlhf", "run", self.pipeline, "--resume", "--out", str(self.directory)])
+
+    def _checkpointed(self, name: str | None, allow: bool) -> State | None:
+        """What the checkpoint called `name` holds, or the latest one; None if the run has to begin anew."""
         if (self.directory / SUMMARY).exists():
             raise RunError(
                 f"run directory {self.directory}",
@@ -321,12 +408,43 @@ class Runner:
                 "an unfinished run",
                 "look at its report.html, or start a new run without --resume",
             )
-        found = _checkpoints(self.directory)
-        if not found:
-            for log in (self._metrics, self._timings):
-                log.cut(0)
+        # the main process chooses, so that what it takes away is not looked for by others
+        chosen = agree(self.accelerator, lambda: self._choose(name))
+        if chosen == self.directory:
             return None
-        return checkpoint.load(found[-1])
+        state = checkpoint.load(chosen)
+        old, new = state["config"], changes.snapshot(self.resolved)
+        done = int(state["index"])
+        begun = done + (state["stage"] is not None)
+        changed = changes.check(old, new, begun, done, f"checkpoint {chosen}", allow=allow)
+        if self._main:
+            if changed:
+                self._take_over(chosen, state, changed)
+            self._shelf.forget_after(chosen)
+            self._metrics.cut(state["metrics"])
+            self._timings.cut(state["timings"])
+        self.accelerator.wait_for_everyone()
+        return state
+
+    def _choose(self, name: str | None) -> Path:
+        """The folder of the checkpoint to go on from; the run directory itself if there is none yet."""
+        self._shelf.clean()
+        chosen = self._shelf.choose(name, self._command)
+        if chosen is None:
+            self._metrics.cut(0)
+            self._timings.cut(0)
+        return chosen or self.directory
+
+    def _take_over(self, chosen: Path, state: State, changed: list[changes.Change]) -> None:
+        """From now on the run is configured as it is today, and says since when."""
+        path = self.directory / PROVENANCE
+        facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        facts.setdefault("changed", []).append({"at": chosen.name, "settings": [str(change) for change in changed]})
+        write_json(path, facts)
+        checkpoint.save(chosen, {**state, "config": changes.snapshot(self.resolved)})
+        self._write_registry()
+        for change in changed:
+            self.display.say(f"changed: {change}")
 
     def _restore(self, state: State | None) -> tuple[int, dict[str, Any]]:
         """Put everything back where a checkpoint left it; returns the stage to go on with and the results so far."""
@@ -334,38 +452,25 @@ class Runner:
             return 0, {}
         self.artefacts, self.warnings = state["artefacts"], list(state["warnings"])
         self._global_step, self._steps = state["global_step"], state["steps"]
-        self._metrics.cut(state["metrics"])
-        self._timings.cut(state["timings"])
+        self._index = state["index"]
         self.policy.load_state_dict(state["policy"])
         if "reference" in self.artefacts:
             self.policy.set_reference(str(self.directory / "references" / self.artefacts["reference"]))
-        self.display.say(f"resumed at step {self._global_step}")
+        self.display.say(f"resumed at step {self._global_step}, as configured in {self.directory / REGISTRY}")
         return state["index"], state["results"]
 
     def _write_head(self) -> None:
         """What is known before the first step: the resolved registry and where everything comes from."""
-        if not self._main:
-            return
-        resolved = self.resolved.to_dict()
-        with (self.directory / REGISTRY).open("w", encoding="utf-8") as file:
-            YAML().dump(resolved, file)
-        write_json(
-            self.directory / PROVENANCE,
-            provenance(
-                self.pipeline,
-                self.seed,
-                self.resolved.root,
-                [resolved],
-                self.context.device,
-                self.accelerator.num_processes,
-            ),
-        )
+        if self._main:
+            self._write_registry()
+            facts = provenance(self.resolved, self.context.device, self.accelerator.num_processes)
+            write_json(self.directory / PROVENANCE, facts)
+
+    def _write_registry(self) -> None:
+        text = io.StringIO()
+        YAML().dump(self.resolved.to_dict(), text)
+        write_atomically(self.directory / REGISTRY, text.getvalue())
 
     def _start_trackers(self) -> None:
         if self.resolved.settings.trackers:
             self.accelerator.init_trackers(self.pipeline, config={"pipeline": self.pipeline, "seed": self.seed})
-
-
-def _checkpoints(directory: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(p for p in (directory / CHECKPOINTS).glob("[0-9]*") if p.is_dir())

@@ -8,9 +8,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import RLHFError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class Interrupted(RLHFError):
@@ -43,6 +46,15 @@ class PoliteStop:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def asked(self, accelerator: Accelerator) -> int | None:
+        """The signal that came, if any, in whichever process: all of them stop after the same step."""
+        if accelerator.num_processes > 1:
+            import torch
+
+            mine = torch.tensor([self.number or 0], device=accelerator.device)
+            self.number = int(accelerator.gather(mine).max()) or None
+        return self.number
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None:

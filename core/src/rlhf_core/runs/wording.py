@@ -11,10 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-_ESCAPES = re.compile(r"\x9b[0-?]*[ -/]*[@-~]|\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
-# control characters except tab and newline, and those that reverse the direction of what follows
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff\ufffe\uffff]")
-_SURROGATES = re.compile("[\ud800-\udfff]")
+from ..terminal import plain
 
 
 def real(value: Any) -> float:
@@ -36,11 +33,8 @@ def finite(values: Iterable[float]) -> list[float]:
 
 
 def clean(value: Any) -> Any:
-    """Text without escape sequences, control characters, text-direction overrides and lone surrogates."""
-    if isinstance(value, str) and not isinstance(value, Markup):
-        text = _CONTROLS.sub("", _ESCAPES.sub("", value.replace("\r\n", "\n")))
-        return _SURROGATES.sub("\ufffd", text)
-    return value
+    """Text as `plain` has it; what is HTML already, or no text, stays as it is."""
+    return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def fixed(value: float, places: int, *, sign: bool = False) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import html
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from ..errors import RunError
 from ..interfaces import Run, Stage, StepStats
+from ..terminal import plain
 from .config import ExportConfig
 
 CARD = """---
@@ -48,6 +51,12 @@ of the steered policy, and this model answers without it.
 """
 
 
+def as_text(text: str) -> str:
+    """`text` as Markdown shows it, on one line: neither markup nor HTML, and no link."""
+    escaped = html.escape(" ".join(plain(text).split()), quote=False)
+    return re.sub(r"[\\`*_{}\[\]!|~@]|:(?=//)", lambda found: f"&#{ord(found[0])};", escaped)
+
+
 class Export(Stage[ExportConfig]):
     """One step: write the folder."""
 
@@ -62,9 +71,10 @@ class Export(Stage[ExportConfig]):
 
     def step(self, index: int) -> StepStats:
         """Write beside the folder, then rename: an interrupted export leaves nothing that looks whole."""
+        self.run.policy.gather()
         if not self.run.accelerator.is_main_process:
             return {}
-        if self.path.is_relative_to(self.run.directory):
+        if self.path.is_relative_to(self.run.directory) or self._mine.is_file():
             shutil.rmtree(self.path, ignore_errors=True)
         elif self.path.exists() and any(self.path.iterdir()):
             raise RunError(
@@ -79,21 +89,28 @@ class Export(Stage[ExportConfig]):
         (unfinished / "README.md").write_text(self._card(), encoding="utf-8")
         if self.path.exists():
             self.path.rmdir()
+        self._mine.touch()
         unfinished.rename(self.path)
         return {}
+
+    @property
+    def _mine(self) -> Path:
+        """There once the folder is this run's."""
+        return self.run.directory / f".{self.context.id}.exported"
 
     def _card(self) -> str:
         run = self.run
         adapters = self.config.weights == "adapters"
+        rewards = [f"{as_text(id)} x {w:g}" for id, w in run.artefacts.get("rewards", {}).items()]
         return CARD.format(
             loading=(ADAPTERS if adapters else WHOLE).format(head=run.policy.auto_head),
             weights=f"The weights are {self._weights()}.",
-            name=f"{run.pipeline} ({run.policy.context.id})",
-            pipeline=run.pipeline,
+            name=as_text(f"{run.pipeline} ({run.policy.context.id})"),
+            pipeline=re.sub(r"[`\s]+", " ", plain(run.pipeline)),  # in a code span nothing else means anything
             seed=run.seed,
             parameters=run.policy.parameter_count,
-            stages=", ".join(run.artefacts.get("stages_done", [])) or "none",
-            rewards=", ".join(f"{id} x {w:g}" for id, w in run.artefacts.get("rewards", {}).items()) or "none",
+            stages=as_text(", ".join(run.artefacts.get("stages_done", []))) or "none",
+            rewards=", ".join(rewards) or "none",
             steering=STEERED.format(steering=run.policy.steering) if run.policy.steering else "",
             reference="the policy as optimize found it" if "reference" in run.artefacts else "none",
         )

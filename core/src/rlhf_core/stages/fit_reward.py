@@ -62,6 +62,7 @@ class FitReward(Stage[FitRewardConfig]):
         if self.config.baseline is not None:
             baseline: RewardModel[Any] = self.run.component("reward", self.config.baseline)
             result["baseline"] = {"reward": self.config.baseline, "held_out": baseline.fit(self._records())}
+            self.run.keep(baseline)  # a later stage may score with it
         return result
 
     def components(self) -> dict[str, Component[Any]]:

@@ -17,6 +17,7 @@ from .compare import copied, weights
 from .records import example_prompts, example_samples
 from .rollouts import example_rollout
 from .toys import example_data, tiny_policy
+from .watching import watched
 
 SHORT = Sampling(max_new_tokens=4)
 
@@ -87,6 +88,7 @@ _ASKED: dict[str, Any] = {
     "reward": _reward,
     "shaper": _shaper,
     "metric": lambda metric: copied(metric.measure(example_rollout())),
+    "monitor": lambda monitor: [monitor.look(seen) for seen in watched(monitor)],
     "policy": _policy,
     "optimizer": _optimizer,
     "environment": _environment,

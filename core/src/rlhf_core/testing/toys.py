@@ -15,7 +15,9 @@ from ..interfaces import (
     Config,
     Context,
     FeedbackSource,
+    Monitor,
     Needs,
+    Observation,
     Outputs,
     Policy,
     PromptSource,
@@ -104,6 +106,13 @@ class ToyShaper(RewardShaper[NoOptions]):
         self.mean = state["mean"]
 
 
+class ToyMonitor(Monitor[NoOptions]):
+    """Never raises an alarm."""
+
+    def look(self, seen: Observation) -> str | None:
+        return None
+
+
 class ToyOptimizer(OnPolicyOptimizer[OnPolicyConfig]):
     """REINFORCE without a baseline."""
 
@@ -141,6 +150,7 @@ class Toys:
             "engine": _engine,
             "environment": _single_turn,
             "metric": _length,
+            "monitor": lambda context: ToyMonitor(NoOptions(), context),
         }
         if kind not in makers:
             raise ConfigError(
@@ -159,8 +169,8 @@ def tiny_context(kind: str = "component", id: str = "tiny", **changes: Any) -> C
 
     There are toys of every kind that a config can name: feedback (`example_feedback`, or what its id says, such as
     "comparison"), prompts, reward (a hash of the response), shaper, optimizer (REINFORCE), policy (`tiny_policy`),
-    engine, environment and metric (the length); and one function, "length". `changes` are further arguments of
-    `Context`.
+    engine, environment, metric (the length) and monitor (silent); and one function, "length". `changes` are further
+    arguments of `Context`.
     """
     toys = Toys()
     toys.context = Context(**{"kind": kind, "id": id, "resolve": toys, "functions": {"length": _lengths}, **changes})

@@ -7,6 +7,7 @@ from . import (  # noqa: F401
     environment,
     every,
     metric,
+    monitor,
     optimizer,
     policy,
     precision,

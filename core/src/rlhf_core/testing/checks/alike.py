@@ -10,7 +10,7 @@ from ..compare import same
 from ..kit import check_example
 from ..subjects import Example
 
-SENT = ("feedback", "prompts", "reward", "shaper", "metric", "environment", "optimizer")
+SENT = ("feedback", "prompts", "reward", "shaper", "metric", "monitor", "environment", "optimizer")
 """What works in other processes, or is sent there before it is bound. The others stay in theirs: a policy and its
 engine hold a device's memory and are sent as `state_dict`, and a stage holds the run."""
 
@@ -44,7 +44,7 @@ def can_be_sent_to_workers(example: Example) -> None:
         )
 
 
-@check_example("reward", "shaper", "metric", "optimizer", "policy", "environment")
+@check_example("reward", "shaper", "metric", "monitor", "optimizer", "policy", "environment")
 def same_seed_same_output(example: Example) -> None:
     """Two built alike answer alike, bit for bit, whatever others drew from the global generators of random numbers."""
     first = example.first_answer

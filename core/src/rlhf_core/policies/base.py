@@ -21,13 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ConfigError
 from ..interfaces import Context
+from ..training.sharding import as_shared_out
 from .config import Lora
 from .loading import Origin
+from .pickles import refuse_pickles
 from .quantization import dequantized, is_4bit, was_turned
 
 NOBODY = "nobody"  # no adapter has this name: the base as it is
@@ -265,15 +269,15 @@ def freeze_layers(model: Any, count: int, context: Context) -> None:
     """
     if not count:
         return
-    upper = {id(p) for layer in _layers(model, count, context) for p in layer.parameters()}
-    below = {id(p) for layer in _layers(model, 0, context) for p in layer.parameters()} - upper
+    upper = {id(p) for layer in layers_above(model, count, context) for p in layer.parameters()}
+    below = {id(p) for layer in layers_above(model, 0, context) for p in layer.parameters()} - upper
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()} - upper
     for parameter in model.parameters():
         if id(parameter) in below | embeddings:
             parameter.requires_grad_(False)
 
 
-def _layers(model: Any, frozen: int, context: Context) -> Sequence[nn.Module]:
+def layers_above(model: Any, frozen: int, context: Context) -> Sequence[nn.Module]:
     """The layers of `model` above the `frozen` lowest ones, of an encoder-decoder those of both."""
     if model.config.is_encoder_decoder:
         parts = (model.get_encoder(), model.get_decoder())
@@ -327,7 +331,7 @@ def _targets(model: Any, lora: Lora, frozen: int, context: Context) -> str | lis
         chosen = {place for places in found.values() for place in places}
     else:
         chosen = {n for n, m in names.items() if not isinstance(m, nn.Embedding) and m is not output}
-    above = {id(m) for layer in _layers(model, frozen, context) for m in layer.modules()}
+    above = {id(m) for layer in layers_above(model, frozen, context) for m in layer.modules()}
     return sorted(n for n in chosen if id(names[n]) in above)
 
 
@@ -337,11 +341,10 @@ def _start_from(base: Base, role: str, lora: Lora, context: Context) -> None:
     Raises:
         ConfigError: there is none, or it does not fit the base or the options.
     """
-    from peft import load_peft_weights
-
+    refuse_pickles(lora.start, f"{context.where} lora.start")
     try:
-        found = load_peft_weights(str(lora.start), device="cpu")
-    except (OSError, ValueError, KeyError) as error:
+        found = load_file(_adapter_file(str(lora.start)))
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(
             f"{context.where} lora.start",
@@ -357,6 +360,17 @@ def _start_from(base: Base, role: str, lora: Lora, context: Context) -> None:
     if unknown:
         raise ConfigError(where, f"{len(unknown)} adapters of layers that get none here ({unknown[:2]})", expected, fix)
     copy_into(target, source, where, expected=expected, fix=fix)
+
+
+def _adapter_file(start: str) -> Path:
+    """The file of a folder or hub id; peft's own way to it would fall back on a pickle."""
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME
+
+    if Path(start).is_dir():
+        return Path(start, SAFETENSORS_WEIGHTS_NAME)
+    from huggingface_hub import hf_hub_download
+
+    return Path(str(hf_hub_download(start, SAFETENSORS_WEIGHTS_NAME)))
 
 
 def copy_into(
@@ -382,4 +396,4 @@ def copy_into(
         raise ConfigError(where, f"{got}, {len(extra)} are unknown{example}", expected, fix)
     with torch.no_grad():
         for name, tensor in target.items():
-            tensor.copy_(source[name])
+            tensor.copy_(as_shared_out(source[name], tensor))

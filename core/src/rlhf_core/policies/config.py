@@ -69,6 +69,10 @@ class LMConfig(Config):
     gradient_checkpointing: bool = Field(
         default=False, description="compute layers again in the backward pass: a third slower, far less memory"
     )
+    sharded: bool = Field(
+        default=False,
+        description="of several processes each keeps a part of the layers' weights, gradients and moments (FSDP2)",
+    )
     critic: Literal["shared", "adapter", "separate"] = Field(
         default="shared",
         description="where values come from: a head on the policy's trunk, on an adapter of its own over the same "
@@ -94,6 +98,10 @@ class LMConfig(Config):
             raise ValueError("give either `model` (a path or hub id) or `fresh` (sizes and a tokenizer)")
         if self.quantization is not None and self.lora is None:
             raise ValueError("4-bit weights cannot be trained: give `lora` beside `quantization`")
+        if self.sharded and self.lora is not None:
+            raise ValueError(
+                "`sharded` is for full fine-tuning: adapters are too small to be shared out; give it or `lora`"
+            )
         if self.critic == "adapter" and self.lora is None:
             raise ValueError(
                 "`critic: adapter` shares the policy's base, which full fine-tuning changes: give `lora`, or take "

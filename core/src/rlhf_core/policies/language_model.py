@@ -22,7 +22,8 @@ from ..errors import ConfigError, DataError
 from ..interfaces import Context, Generator, Needs, Outputs, Policy, Sampling, State, SupervisedTask
 from ..records import Demonstration, Prompt, Rollout, Sample
 from ..training import by_tokens
-from .base import NOBODY, Base, checkpoint_layers, copy_into, freeze_layers, shared_base
+from ..training.sharding import is_shared_out, whole
+from .base import NOBODY, Base, checkpoint_layers, copy_into, freeze_layers, layers_above, shared_base
 from .config import LMConfig, RefillConfig
 from .decoding import Refill, cut_at_stop
 from .imitation import EVALUATION_TOKENS, Imitation, Tokens, encode_demonstration
@@ -65,8 +66,11 @@ class LanguageModel(Policy[C]):
             role = self._adapter("default")  # the name that other libraries look for
             options.update(base=self.base, role=role)
         self.network = self.network_class(model, config.critic, **options).eval()
+        if config.sharded and context.accelerator is not None and context.accelerator.num_processes > 1:
+            self._share_out(model)
         self.codec = self.make_codec(model)
         self._reference: dict[str, Tensor] | None = None
+        self._unsaved: dict[str, Tensor] = {}  # the reference as a whole, where weights are shared out
         self._reference_is_base = False  # no adapter speaks for it
         self._speaks_as_reference = False
 
@@ -85,6 +89,29 @@ class LanguageModel(Policy[C]):
         """
         return prompt
 
+    def _share_out(self, model: Any) -> None:
+        """Raises ConfigError for a model or an option that cannot be had with it."""
+        config, accelerator = self.config, self.context.accelerator
+        assert accelerator is not None
+        lost = "an encoder-decoder" if model.config.is_encoder_decoder else "`compile`" if config.compile else ""
+        if lost:
+            raise ConfigError(
+                f"{self.context.where} sharded",
+                f"{lost} over {accelerator.num_processes} processes",
+                "a decoder-only model, without `compile`",
+                "leave `sharded` out: every process then has all weights",
+            )
+        self.network.share_out(layers_above(model, 0, self.context), accelerator)
+
+    def gather(self) -> None:
+        if self.network.shards is not None:
+            self.network.shards.gather()
+
+    def _split(self) -> None:
+        """Where weights are shared out: back to this process's part, which is what is learnt and kept."""
+        if self.network.shards is not None:
+            self.network.shards.split()
+
     def _adapter(self, wanted: str) -> str:
         assert self.base is not None and self.config.lora is not None
         frozen = self.config.frozen_layers
@@ -94,6 +121,7 @@ class LanguageModel(Policy[C]):
 
     @property
     def module(self) -> nn.Module:
+        self._split()
         return self.network
 
     @property
@@ -149,8 +177,9 @@ class LanguageModel(Policy[C]):
 
     def state_dict(self) -> State:
         """The trainable weights, value head included; frozen ones are where they were loaded from."""
+        self._split()
         return {
-            "weights": {name: p.detach() for name, p in self.network.trainable().items()},
+            "weights": {name: whole(p.detach()) for name, p in self.network.trainable().items()},
             "has_values": self.network.value_head is not None,
             "heads": len(self.network.action_values),
             "steering": self.network.steering,
@@ -161,6 +190,7 @@ class LanguageModel(Policy[C]):
             self._make_critic()
         self.network.add_action_values(state["heads"])
         self.network.steering = state["steering"]
+        self._split()
         copy_into(self.network.trainable(), state["weights"], f"{self.context.where} checkpoint")
 
     @property
@@ -177,6 +207,7 @@ class LanguageModel(Policy[C]):
         encoded = [self.codec.encode_prompt(self.as_read(prompt), sampling.max_new_tokens) for prompt in prompts]
         prompt_ids, prompt_mask = pad_left(encoded, self.codec.pad, self.context.device)
         self.network.eval()
+        self.gather()
         with self.context.autocast():
             drawn = self.engine.draw(self, encoded, sampling, seed=seed, sample_ids=numbers)
         ids = [row[mask].tolist() for row, mask in zip(drawn.ids, drawn.attention, strict=True)]
@@ -318,11 +349,18 @@ class LanguageModel(Policy[C]):
             self._swap(reference)
 
     def _swap(self, other: dict[str, Tensor]) -> None:
+        self._split()
         for name, parameter in self.network.policy_weights().items():
-            parameter.data, other[name] = other[name], parameter.data
+            if is_shared_out(parameter):  # whose memory FSDP2 knows: what is in it changes places
+                kept = other[name].clone()
+                other[name].copy_(parameter.data)
+                parameter.data.copy_(kept)
+            else:
+                parameter.data, other[name] = other[name], parameter.data
         self.weights_changed()
 
     def set_reference(self, source: str) -> None:
+        self._split()
         now = self.network.policy_weights()
         if source == "stage-start":
             reference = {name: p.detach().clone() for name, p in now.items()}
@@ -331,6 +369,8 @@ class LanguageModel(Policy[C]):
             reference = {name: torch.empty_like(p) for name, p in now.items()}
             copy_into(reference, weights, f"{self.context.where} reference {source!r}")
         self._reference = reference
+        if self.network.shards is not None:  # only one process saves, and none gets all of it alone
+            self._unsaved = {name: whole(t).cpu() for name, t in reference.items()}
         adapters = [t for name, t in reference.items() if "lora_B" in name]
         self._reference_is_base = self.base is not None and not any(bool(t.any()) for t in adapters)
 
@@ -356,7 +396,9 @@ class LanguageModel(Policy[C]):
         if self._reference is None:
             raise ConfigError(self.context.where, "has no reference to save", fix="call set_reference() first")
         directory.mkdir(parents=True, exist_ok=True)
-        save_file({name: t.contiguous() for name, t in self._reference.items()}, directory / REFERENCE_FILE)
+        tensors = self._unsaved or self._reference
+        save_file({name: t.contiguous() for name, t in tensors.items()}, directory / REFERENCE_FILE)
+        self._unsaved = {}
 
     # --- learning from demonstrations, leaving the house ---
 
@@ -395,7 +437,9 @@ class LanguageModel(Policy[C]):
         elif self.base is not None:
             self.base.plain("meta").save_pretrained(directory, state_dict=self.base.merged(network.role))
         else:
-            network.model.save_pretrained(directory)
+            if (shards := network.shards) is not None:
+                shards.gather()
+            network.model.save_pretrained(directory, state_dict=None if shards is None else network.weights())
         self.tokenizer.save_pretrained(directory)
 
     def _export_adapters(self, directory: Path) -> None:

@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from ..errors import ConfigError
 from ..interfaces import Context
 from ..records import Comparison, Demonstration, Edit, Feedback
 from .attention import use_plain_attention
+from .pickles import refuse_pickles
 
 if TYPE_CHECKING:
     from .config import FreshModel, FreshTokenizer, LMConfig, Quantization
@@ -282,18 +284,21 @@ def load_pretrained(auto_class: Any, name: str | None, context: Context, **optio
     """`from_pretrained` of a transformers auto class, safetensors only, with an error a person can act on.
 
     Raises:
-        ConfigError: nothing can be loaded from `name`.
+        ConfigError: nothing can be loaded from `name`, or it is a folder with pickles.
     """
+    refuse_pickles(name, context.where)
     if "Model" in auto_class.__name__:
-        options["use_safetensors"] = True  # a pickled checkpoint can run code
+        options["use_safetensors"] = True  # of the hub, too
     try:
         return auto_class.from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         kind = "folder" if name and Path(name).exists() else "hub id (no folder is there)"
         fix = "check the path, relative to the registry file, or the network"
         if "tiktoken" in reason or "sentencepiece" in reason:  # what it takes to read a tokenizer.model
             fix = "pip install sentencepiece protobuf"
+        if "trust_remote_code" in str(error):
+            reason, fix = "it comes with code of its own", "read that code, then set trust_remote_code: true"
         raise ConfigError(
             context.where,
             f"cannot load {kind} {name!r}: {reason}",

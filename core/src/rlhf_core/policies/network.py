@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,11 @@ from torch.utils.checkpoint import checkpoint
 
 from ..functional import token_entropy, token_logprobs
 from ..functional._tensors import wide
-from .base import Base, Speaker, checkpoint_layers, headless
+from ..training.sharding import Shards
+from .base import Base, Speaker, checkpoint_layers, copy_into, headless
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 LOGITS = {"cpu": 1 << 23, "cuda": 1 << 26}  # formed at a time; their float32 takes 32 and 256 MiB
 
@@ -76,6 +80,7 @@ class PolicyNetwork(Speaker):
         self.value_trunk: nn.Module | None = None
         self.action_values = nn.ModuleList()
         self.steering = 0.0
+        self.shards: Shards | None = None
         self._accepts = set(inspect.signature(self.model.forward).parameters)
 
     @property
@@ -128,13 +133,31 @@ class PolicyNetwork(Speaker):
 
     def trunk_copy(self) -> nn.Module:
         """A trainable copy of the trunk as it is now, without heads and with the policy's adapter merged."""
-        if self.base is None:
-            trunk: Any = copy.deepcopy(self.trunk)
+        if self.shards is not None:
+            self.shards.gather()
+            with torch.random.fork_rng(devices=[]):
+                model = type(self.model)(copy.deepcopy(self.model.config)).to(self.model.get_input_embeddings().weight)
+            trunk: Any = headless(model)
+            copy_into(dict(trunk.named_parameters()), dict(self.trunk.named_parameters()), "copy of the policy")
+            if self.checkpointing:
+                checkpoint_layers(trunk, None)
+        elif self.base is None:
+            trunk = copy.deepcopy(self.trunk)
         else:
             trunk = headless(self.base.whole(self.role))
             if self.checkpointing:
                 checkpoint_layers(trunk, None)
         return trunk.requires_grad_(True)  # type: ignore[no-any-return]
+
+    def share_out(self, layers: Sequence[nn.Module], accelerator: Accelerator) -> None:
+        """From now on this process keeps its part of `layers` only; every process does it at the same time."""
+        self._saved = frozenset(self.model.state_dict())
+        self.shards = Shards(self.trunk, layers, accelerator)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The language model's parameters and buffers as files hold them, where they are shared out and gathered."""
+        tensors = (*self.model.named_parameters(), *self.model.named_buffers())
+        return {name: tensor.detach() for name, tensor in tensors if name in self._saved}
 
     def policy_weights(self) -> dict[str, nn.Parameter]:
         """The trainable parameters of the language model itself, without those of the critic."""
@@ -189,6 +212,8 @@ class PolicyNetwork(Speaker):
             prompt_ids, prompt_mask: (B, P), left-padded. response_ids, attention: (B, T), right-padded.
         """
         keep = response_ids.shape[1] + 1
+        if self.shards is not None:  # whole while nothing is learnt
+            self.shards.split() if torch.is_grad_enabled() else self.shards.gather()
         inputs = self.inputs(prompt_ids, prompt_mask, response_ids, attention)
         # before the policy's pass, so that backward has done with the policy's graph when it comes to the critic's
         critic = self._critic_states(inputs, keep) if values else None

@@ -1,6 +1,6 @@
 """registry.yaml: read, validate, resolve, and its JSON Schema. Importing this imports no torch."""
 
-from .functions import FunctionDecl, load_function
+from .functions import FunctionDecl, check_trust, load_function
 from .pipeline import Overrides
 from .registry import Registry
 from .resolve import Catalogue
@@ -17,6 +17,7 @@ __all__ = [
     "Registry",
     "ResolvedPipeline",
     "ResolvedStage",
+    "check_trust",
     "json_schema",
     "load_function",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -21,10 +21,14 @@ Origin: TypeAlias = Callable[[Keys], str]
 
 
 class Built(NamedTuple):
-    """A validated config, and the JSON data that gives it again: defaults filled in, placeholders as written."""
+    """A validated config, and the JSON data that gives it again: defaults filled in, placeholders as written.
+
+    origins: where each value was written, by its dotted path; "default" where it was not.
+    """
 
     config: Any
     written: dict[str, Any]
+    origins: dict[str, str]
 
 
 class Draft:
@@ -44,6 +48,15 @@ class Draft:
         """Where `keys` was written, with its path."""
         n = next(n for n in range(len(keys), -1, -1) if keys[:n] in self.origins)
         return self.origins[keys[:n]](keys[n:])
+
+    def _origin(self, keys: Keys) -> str:
+        """Where the value at `keys` was written, or "default"."""
+        part: Any = self.data
+        for key in keys:
+            if not isinstance(part, dict) or key not in part:
+                return "default"
+            part = part[key]
+        return self.where(*keys)
 
     def set(self, path: Sequence[str], value: Any, origin: Origin) -> None:
         """Set ``path`` to `value`; mappings on the way are made, lists are addressed by index.
@@ -97,7 +110,9 @@ class Draft:
                 (keys, Problem(f"got {show(value)}", "a number"))
                 for keys, value in _bools_as_numbers(self.data, dumped)
             ]
-            built = Built(config, environment.as_written(dumped, self.data, values, root))
+            written = environment.as_written(dumped, self.data, values, root)
+            origins = {dotted(*keys): self._origin(keys) for keys in leaves(written)}
+            built = Built(config, written, origins)
         except ValidationError as error:
             problems = explain(error, model, self.data)
         except RLHFError as error:
@@ -153,6 +168,15 @@ class Draft:
                 return tuple(keys), None
             part = part[keys[-1]]
         return tuple(keys), part
+
+
+def leaves(value: Any, keys: Keys = ()) -> Iterator[Keys]:
+    """The keys of every value in nested mappings; a list counts as one value."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from leaves(item, (*keys, key))
+    elif keys:
+        yield keys
 
 
 def _below(origin: Origin, keys: Keys) -> Origin:

@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -81,6 +81,26 @@ def load_function(decl: FunctionDecl, root: str | Path = ".") -> Callable[..., A
         what = "" if decl.kwargs is None else " returned by its factory"
         raise ConfigError(decl.where, f"{decl.target}{what} is {show(found)}", "something that can be called")
     return found  # type: ignore[no-any-return]
+
+
+def check_trust(functions: Mapping[str, FunctionDecl], registry: Path, trusted: bool | None) -> None:
+    """Refuse to run the `functions` of a registry file that came from elsewhere.
+
+    Args:
+        registry: the file. trusted: True or False says it; None trusts a file in the working directory or below.
+
+    Raises `ConfigError` if there is a function, and the file is not trusted.
+    """
+    if not functions or trusted or (trusted is None and registry.resolve().is_relative_to(Path.cwd())):
+        return
+    first, *others = functions.values()
+    more = f" and {len(others)} more" if others else ""
+    why = "is not trusted" if trusted is False else "lies outside the current directory"
+    raise ConfigError(
+        first.where,
+        f"would run {first.target}{more}, and the registry file {why}",
+        fix="read that code, then add --trust-functions (in Python: load(..., trust_functions=True))",
+    )
 
 
 def _module(name: str, root: Path, where: str) -> ModuleType:

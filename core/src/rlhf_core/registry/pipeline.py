@@ -77,6 +77,7 @@ class PipelineResolver:
             source.root,
             source.path,
             written,
+            settings.origins,
         )
 
     def _attempt(self, action: Callable[..., None], *arguments: Any) -> None:
@@ -216,7 +217,9 @@ class PipelineResolver:
         place, place_of_id = draft.config.where(), draft.config.where("id")
         draft.config.set(["id"], draft.id, lambda _: place_of_id)
         built = self.resolver.build(draft.config, model)
-        return ResolvedStage(draft.id, draft.name, built.config, spec, place, built.written) if built else None
+        if built is None:
+            return None
+        return ResolvedStage(draft.id, draft.name, built.config, spec, place, built.written, built.origins)
 
     def _check_ids(self) -> None:
         if not self.stages and not self.errors:

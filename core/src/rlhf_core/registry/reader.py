@@ -7,20 +7,24 @@ Departs from YAML in three ways: a key written twice is an error that names both
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
 from ruamel.yaml.resolver import VersionedResolver
 from ruamel.yaml.tag import Tag
 
 from ..errors import ConfigError, RegistryErrors
 from .words import Keys, dotted, raised, show
 
-MAX_DEPTH, MAX_VALUES = 50, 200_000
+MAX_BYTES, MAX_DEPTH, MAX_VALUES = 500_000, 50, 200_000
+MAX_PROBLEMS = 100  # of one file: an alias inside itself gives a hundred thousand
 
 INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
@@ -43,6 +47,7 @@ SENTENCES = [
     (r"expected ',' or '([\]}])'", "a bracket that is never closed, or a comma that is missing", "close or add it"),
     (r"cannot start any token", "a character that cannot begin a value", "quote the value"),
     (r"found undefined alias", "an alias without an anchor", "add the `&anchor`, or quote the value"),
+    (r"[Dd]epth", "is nested too deeply", f"write at most {MAX_DEPTH} levels"),
     (r"but found another document", "a second document (`---`)", "keep one document per file"),
 ]  # fmt: skip
 """What ruamel says, what is wrong, what to do."""
@@ -86,7 +91,13 @@ def read(path: str | Path) -> Source:
     """
     name, absolute = str(path), Path(path).absolute()
     try:
-        text = absolute.read_bytes().decode("utf-8-sig")
+        with absolute.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            last, fix = content.count(b"\n") + 1, "split it into several registry files"
+            got = f"goes on beyond {MAX_BYTES:,} bytes"
+            raise RegistryErrors([ConfigError(f"{name}:{last}", got, "a smaller file", fix)])
+        text = content.decode("utf-8-sig")
     except FileNotFoundError:
         failure = ConfigError(name, "there is no such file", fix="write one with `rlhf init`, or name another")
     except IsADirectoryError:
@@ -100,7 +111,7 @@ def read(path: str | Path) -> Source:
     else:
         data, lines = parse(text, name)
         if data is None:
-            failure = ConfigError(name, "is empty", "a registry", "write one with `rlhf init`")
+            failure = ConfigError(f"{name}:1", "is empty", "a registry", "write one with `rlhf init`")
         elif not isinstance(data, dict):
             failure = ConfigError(f"{name}:{lines[()]}", f"the file holds {show(data)}", "a mapping",
                                   "begin with `schema_version: 1`")  # fmt: skip
@@ -111,16 +122,22 @@ def read(path: str | Path) -> Source:
 
 def parse(text: str, name: str) -> tuple[Any, dict[Keys, int]]:
     """YAML as plain data, and the line of every value. Raises `RegistryErrors`, with `name` for the file."""
+    if place := _too_deep(text):
+        where = f"{name}:{place}"
+        raise RegistryErrors([ConfigError(where, "is nested too deeply", fix=f"write at most {MAX_DEPTH} levels")])
     yaml = YAML(typ="safe", pure=True)
     yaml.Resolver = _Resolver
+    yaml.max_depth = 2 * MAX_DEPTH  # before Python's own limit; the builder counts exactly
     try:
-        node = yaml.compose(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ReusedAnchorWarning)  # YAML 1.2 lets an anchor be set anew
+            node = yaml.compose(text)
     except MarkedYAMLError as error:
         failure = _syntax_error(error, name)
-    except RecursionError:
-        failure = ConfigError(name, "is nested too deeply", f"at most {MAX_DEPTH} levels")
-    except YAMLError as error:
-        failure = ConfigError(name, f"is not YAML: {str(error).splitlines()[0]}", fix="remove or escape the character")
+    except ReaderError as error:
+        line, character = text.count("\n", 0, error.position) + 1, f"U+{error.character:04X}"
+        fix = "remove it, or write it as an escape in double quotes"
+        failure = ConfigError(f"{name}:{line}", f"is not YAML: the control character {character}", fix=fix)
     except Exception as error:  # ruamel's own slips on broken input
         failure = ConfigError(name, raised("is not YAML: reading it", error))
     else:
@@ -130,6 +147,16 @@ def parse(text: str, name: str) -> tuple[Any, dict[Keys, int]]:
             raise RegistryErrors(builder.errors)
         return data, builder.lines
     raise RegistryErrors([failure])
+
+
+def _too_deep(text: str) -> int | None:
+    """The number of a line that opens far more brackets than it closes: ruamel's time grows with their square."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.count("[") + line.count("{") > 2 * MAX_DEPTH:
+            steps = ((c in "[{") - (c in "]}") for c in line)
+            if max(accumulate(steps)) > 2 * MAX_DEPTH:
+                return number
+    return None
 
 
 def parse_value(text: str, name: str) -> Any:
@@ -175,6 +202,8 @@ class _Builder:
         self.count += 1
         if len(keys) > MAX_DEPTH:
             return self.refuse(node, keys[:5], "is nested too deeply", f"at most {MAX_DEPTH} levels")
+        if len(self.errors) >= MAX_PROBLEMS:
+            return None
         if self.count > MAX_VALUES:  # aliases of aliases
             return None if self.errors else self.refuse(node, (), f"has more than {MAX_VALUES} values", "fewer aliases")
         if isinstance(node, MappingNode):
@@ -189,10 +218,12 @@ class _Builder:
         result: dict[str, Any] = {}
         first: dict[str, int] = {}
         for key_node, value_node in node.value:
-            line, key = key_node.start_mark.line + 1, key_node.value
+            line = key_node.start_mark.line + 1
             if not isinstance(key_node, ScalarNode):
                 self.refuse(key_node, keys, "has a collection as a key", "text", "quote keys that begin with [ or {")
-            elif key == "<<" and str(key_node.tag) == PLAIN:
+                continue
+            key = self.text(key_node, keys)
+            if key == "<<" and str(key_node.tag) == PLAIN:
                 fix = "write the settings out; pipelines share theirs with `extends` and `override`"
                 self.refuse(key_node, (*keys, key), "merge keys are not part of YAML 1.2", fix=fix)
             elif key in first:

@@ -15,6 +15,8 @@ from .resolve import Catalogue, Resolver
 from .resolved import Declared, ResolvedPipeline
 from .words import suggest
 
+MOST_PROBLEMS = 200
+
 
 class Registry:
     """What a registry file declares, against what is installed.
@@ -106,6 +108,8 @@ class Registry:
             resolver.function(name, document.source.where("functions", name))
         errors, notices = [*document.problems, *document.strays, *resolver.errors], resolver.notices
         for name in document.pipelines:
+            if len(errors) > MOST_PROBLEMS:  # a file that is wrong throughout: mend these, and look again
+                break
             pipeline = PipelineResolver(document, self._catalogue, name)
             pipeline.resolve()
             errors += pipeline.errors

@@ -21,6 +21,9 @@ from .words import ID, ID_WORDS, dotted, expect_mapping, listed, show, suggest
 FUNCTION = "function"
 """``FunctionRef`` names an entry of `functions:`; it is no kind of component."""
 
+MAX_CHAIN = 50
+"""How many components may name each other in a row."""
+
 DECLARATION = ["use", "config", "load"]
 
 
@@ -141,6 +144,10 @@ class Resolver:
         if key in self._seen:
             return
         self._seen.add(key)
+        if len(below) > MAX_CHAIN:
+            got = f"a chain of {len(below)} components, each named by the one before, leads to {kind} {id!r}"
+            self.errors.append(ConfigError(asked, got, f"at most {MAX_CHAIN}", "take some of them out"))
+            return
         declaration = self.declaration(kind, id, asked)
         if declaration is None:
             return
@@ -160,7 +167,11 @@ class Resolver:
         if built is None:
             return
         written = {"use": spec.name, "config": built.written} | ({"load": written_load} if load else {})
-        self.components[kind, id] = Declared(kind, id, spec.name, built.config, load, spec, declaration.place, written)
+        origins = {f"config.{path}": origin for path, origin in built.origins.items()}
+        origins |= {key: where((key,)) for key in written if key != "config"}
+        self.components[kind, id] = Declared(
+            kind, id, spec.name, built.config, load, spec, declaration.place, written, origins
+        )
 
     def lookup(self, kind: str, name: Any, where: str) -> tuple[ComponentSpec | None, type[Config] | None]:
         """The spec that registry files call `name`, and the class of its config; None once their errors are noted."""

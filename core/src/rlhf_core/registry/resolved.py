@@ -22,6 +22,7 @@ class Declared:
     load: absolute path to what an earlier run fitted, or None.
     where: "file:line" of the declaration, or of the reference if the component is used by its registered name.
     written: as a registry file says it, defaults filled in and variables as ``${env:NAME}``.
+    origins: where each value of `written` comes from ("file:line path", "--set path", "default"), by its dotted path.
     """
 
     kind: str
@@ -32,6 +33,7 @@ class Declared:
     spec: ComponentSpec
     where: str = field(compare=False)
     written: Mapping[str, Any] = field(repr=False, compare=False)
+    origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class ResolvedStage:
     spec: ComponentSpec
     where: str = field(compare=False)
     written: Mapping[str, Any] = field(repr=False, compare=False)
+    origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class ResolvedPipeline:
     root: Path = field(compare=False)
     path: Path = field(compare=False)
     written: Mapping[str, Any] = field(repr=False, compare=False)
+    origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """A registry of this pipeline alone, as JSON data; loaded again, it resolves to the same.

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from itertools import groupby
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rlhf_core.terminal import Console
 
 from .checking import Checked
 from .files import Problem

@@ -198,7 +198,7 @@ def train_ours(job: dict[str, Any]) -> dict[str, Any]:
     out = Path(job["out"])
     (out / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
     (out / "registry.yaml").write_text(json.dumps(registry(job, out)))  # JSON is YAML
-    project = rlhf_core.load(out / "registry.yaml")
+    project = rlhf_core.load(out / "registry.yaml", trust_functions=True)
     run = project.run("peers", out=out / "run")
     first = sorted((run.directory / "checkpoints").iterdir())[0]
     policy = project.build("policy", "start")

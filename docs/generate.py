@@ -80,7 +80,10 @@ API = {
     "rewards": ("Bases of rewards", ["rlhf_core.rewards"]),
     "testing": ("Conformance kit", ["rlhf_core.testing"]),
     "errors": ("Errors", ["rlhf_core.errors"]),
-    "helpers": ("Helpers", ["rlhf_core.plugins", "rlhf_core.randomness", "rlhf_core.segmentation"]),
+    "helpers": (
+        "Helpers",
+        ["rlhf_core.plugins", "rlhf_core.randomness", "rlhf_core.segmentation", "rlhf_core.terminal"],
+    ),
 }
 """Page -> its title, and the modules whose public names it holds."""
 

@@ -354,6 +354,7 @@ def test_every_speed_job_of_ours_is_a_valid_registry(
             assert policy.critic == ("shared" if side == "defaults" or algorithm != "ppo" else "separate")
 
 
+@pytest.mark.slow
 def test_speed_benchmark_runs_tiny(tmp_path: Path) -> None:
     command = [sys.executable, BENCHMARKS / "speed.py", "--toy", "--parts", "overhead", "--out", tmp_path / "o.json"]
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)

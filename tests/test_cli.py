@@ -145,7 +145,7 @@ def test_init_writes_what_runs(tmp_path):
     change = summary["stages"]["evaluate"]["metrics"]["reward"]["change"]
     assert change["mean"] > 0.2
     dry = rlhf("run", "first", "--dry-run", cwd=folder)
-    assert "one step of every stage" in dry.stdout and "parameters" in dry.stdout
+    assert "dry run of first" in dry.stdout and "memory at most" in dry.stdout and "in all" in dry.stdout
     used = rlhf("run", "first", "--out", "run", cwd=folder, code=2)
     assert "holds a run already" in used.stderr and "--resume" in used.stderr
 

@@ -353,7 +353,8 @@ def vowels(prompts, completions, **columns):
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)  # functions of registry files elsewhere are not trusted
     (tmp_path / "rewards.py").write_text(REWARDS)
     people = [Comparison(prompt="Say:", responses=("aa", "aabbbb"), ranks=(0, 1)).model_dump(mode="json")]
     (tmp_path / "people.jsonl").write_text("".join(json.dumps(record) + "\n" for record in people))

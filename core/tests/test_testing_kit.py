@@ -34,6 +34,7 @@ from . import (
     wrong_engines,
     wrong_environments,
     wrong_everywhere,
+    wrong_monitors,
     wrong_optimizers,
     wrong_policies,
     wrong_rewards,
@@ -58,6 +59,7 @@ WRONG: list[Any] = [
     wrong_sources,
     wrong_stages,
     wrong_environments,
+    wrong_monitors,
 ]
 
 

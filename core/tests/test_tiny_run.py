@@ -87,8 +87,8 @@ def test_a_dry_run_takes_one_step() -> None:
 
 @pytest.mark.parametrize("ask", [tiny_run, tiny_context])
 def test_what_there_is_no_toy_of(ask: object) -> None:
-    with pytest.raises(ConfigError, match=r"monitor 'x': .* no toy of this kind; expected one of feedback.*metric"):
-        ask().component("monitor", "x")  # type: ignore[operator]
+    with pytest.raises(ConfigError, match=r"judge 'x': .* no toy of this kind; expected one of feedback.*metric"):
+        ask().component("judge", "x")  # type: ignore[operator]
 
 
 def outcomes(examples: dict[str, object]) -> Iterator[tuple[str, str, str]]:

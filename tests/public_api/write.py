@@ -25,7 +25,7 @@ FILE = Path(__file__).with_name(f"v{API_VERSION}.txt")
 MODULES = [
     "rlhf_core", "rlhf_core.errors", "rlhf_core.functional", "rlhf_core.interfaces", "rlhf_core.plugins",
     "rlhf_core.policies", "rlhf_core.randomness", "rlhf_core.records", "rlhf_core.rewards",
-    "rlhf_core.rl", "rlhf_core.segmentation", "rlhf_core.testing", "rlhf_core.training",
+    "rlhf_core.rl", "rlhf_core.segmentation", "rlhf_core.terminal", "rlhf_core.testing", "rlhf_core.training",
 ]  # fmt: skip
 SPECIAL = ["__init__", "__call__"]  # besides those that are abstract
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import RegistryErrors, RLHFError, RunError
 from .plugins import Plugins, load_plugins
-from .registry import Registry, ResolvedPipeline
+from .registry import Registry, ResolvedPipeline, check_trust
 
 if TYPE_CHECKING:
     from .interfaces import Context
@@ -30,8 +31,8 @@ class RunResult:
 class Project:
     """A registry file together with the installed plugins."""
 
-    def __init__(self, registry: Registry, plugins: Plugins) -> None:
-        self.registry, self.plugins = registry, plugins
+    def __init__(self, registry: Registry, plugins: Plugins, trust_functions: bool | None = None) -> None:
+        self.registry, self.plugins, self.trust_functions = registry, plugins, trust_functions
 
     @property
     def pipelines(self) -> list[str]:
@@ -63,7 +64,9 @@ class Project:
         from .interfaces import Context
         from .registry import load_function
 
-        functions = {name: load_function(f, self.registry.root) for name, f in self.registry.functions.items()}
+        listed = self.registry.functions
+        check_trust(listed, self.registry.path, self.trust_functions)
+        functions = {name: load_function(f, self.registry.root) for name, f in listed.items()}
         shared: dict[tuple[str, str], Any] = {}
 
         def resolve(kind: str, id: str) -> Any:
@@ -87,6 +90,8 @@ class Project:
         out: str | Path | None = None,
         overrides: Iterable[str] = (),
         resume: bool = False,
+        checkpoint: str | None = None,
+        allow_config_change: bool = False,
         dry_run: bool = False,
         profile: bool = False,
         display: Display | None = None,
@@ -97,7 +102,9 @@ class Project:
             out: the run directory; by default a new one under ``runs/PIPELINE``, or with `resume` the latest there.
             overrides: "a.b.c=value", as on the command line.
             resume: go on from the last checkpoint, with the registry that the run directory holds.
-            dry_run: build everything and take one step of every stage, in a directory that is thrown away.
+            checkpoint, allow_config_change: with `resume`, as in `resume_run`.
+            dry_run: build everything, try every stage with small steps in a directory that is thrown away, and put
+                what the run would take into the summary's `dry_run`.
             profile: write where each step's time went into ``timings.jsonl`` and the report, and show it at the end.
 
         Raises:
@@ -105,11 +112,20 @@ class Project:
         """
         if resume:
             return resume_run(
-                pipeline, out=out, overrides=overrides, profile=profile, display=display, plugins=self.plugins
+                pipeline,
+                out=out,
+                overrides=overrides,
+                checkpoint=checkpoint,
+                allow_config_change=allow_config_change,
+                profile=profile,
+                display=display,
+                plugins=self.plugins,
+                trust_functions=self.trust_functions,
             )
         from .runs.directory import new_directory
 
         resolved = self.resolve(pipeline, overrides)
+        check_trust(resolved.functions, resolved.path, self.trust_functions)
         if not dry_run:
             target = Path(out) if out is not None else None
             return _run(resolved, self.plugins, lambda: new_directory(pipeline, target), display, profile=profile)
@@ -127,11 +143,14 @@ class Project:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def replay(folder: str | Path, plugins: Plugins | None = None) -> list[dict[str, Any]]:
+def replay(
+    folder: str | Path, plugins: Plugins | None = None, trust_functions: bool | None = None
+) -> list[dict[str, Any]]:
     """Compute a batch again whose loss was not finite, sample by sample, under the weights of that moment.
 
     Args:
         folder: what the error named, ``failures/step-N`` of a run directory.
+        trust_functions: as in `load`.
 
     Returns:
         one mapping per sample: prompt, response, loss (None for an optimizer whose loss is not a sum over samples),
@@ -146,7 +165,7 @@ def replay(folder: str | Path, plugins: Plugins | None = None) -> list[dict[str,
     from .runs.directory import REGISTRY
 
     failed = FailedBatch(Path(folder))
-    project = load(Path(folder).resolve().parents[1] / REGISTRY, plugins)
+    project = load(Path(folder).resolve().parents[1] / REGISTRY, plugins, trust_functions)
     pipeline = project.resolve(project.pipelines[0])
     policy, optimizer = project.build_together(("policy", pipeline.settings.policy), ("optimizer", failed.optimizer))
     policy.load_state_dict(failed.policy)
@@ -177,23 +196,43 @@ def resume_run(
     pipeline: str,
     *,
     out: str | Path | None = None,
+    registry: str | Path | None = None,
     overrides: Iterable[str] = (),
+    checkpoint: str | None = None,
+    allow_config_change: bool = False,
     profile: bool = False,
     display: Display | None = None,
     plugins: Plugins | None = None,
+    trust_functions: bool | None = None,
 ) -> RunResult:
-    """Go on with a run from its last checkpoint, with the registry that its directory holds: what it was started with
-    counts, not what the registry file says today.
+    """Go on with a run from a checkpoint.
+
+    Args:
+        registry: the registry file to go by; by default the one that the run directory holds: what the run was started
+            with counts, not what its file says today.
+        overrides: "a.b.c=value", as on the command line.
+        checkpoint: the name of the checkpoint, such as ``000050-optimize-50``; by default the latest. Newer ones, and
+            the metrics after it, are forgotten.
+        allow_config_change: though registry and overrides differ from what the checkpoint was taken with, if that
+            cannot have changed a number so far.
+        trust_functions: as in `load`; the run directory's registry counts as any other.
 
     Raises:
-        RLHFError: there is no such run, it is complete, or its checkpoint is damaged.
+        RLHFError: there is no such run, it is complete, its checkpoint is damaged or of another configuration.
     """
-    from .runs.directory import REGISTRY, existing_directory
+    from .runs.directory import REGISTRY, REPORT, SUMMARY, existing_directory
 
     directory = existing_directory(pipeline, Path(out) if out is not None else None)
-    project = load(directory / REGISTRY, plugins)
+    if (directory / SUMMARY).exists() and not (directory / REPORT).exists():  # killed while it wrote the report
+        from .runs.report import write_report
+
+        summary = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
+        return RunResult(directory, summary, write_report(directory))
+    project = load(registry or directory / REGISTRY, plugins, trust_functions)
     resolved = project.resolve(pipeline, overrides)
-    return _run(resolved, project.plugins, lambda: directory, display, resume=True, profile=profile)
+    check_trust(resolved.functions, resolved.path, trust_functions)
+    going_on: dict[str, Any] = {"resume": True, "name": checkpoint, "allow_config_change": allow_config_change}
+    return _run(resolved, project.plugins, lambda: directory, display, profile=profile, **going_on)
 
 
 def _run(
@@ -202,9 +241,10 @@ def _run(
     choose: Callable[[], Path],
     display: Display | None,
     *,
-    resume: bool = False,
     dry_run: bool = False,
     profile: bool = False,
+    resume: bool = False,
+    **going_on: Any,
 ) -> RunResult:
     # what imports torch comes only after the registry has been found to be right
     specs = [declared.spec for declared in resolved.components.values()] + [stage.spec for stage in resolved.stages]
@@ -219,8 +259,13 @@ def _run(
     display = display or Display()
     display.console.quiet |= not accelerator.is_main_process  # one voice for all processes
     directory = agree(accelerator, choose)
-    runner = Runner(resolved, plugins, accelerator, directory, display, dry_run=dry_run, profile=profile)
-    summary = runner.run(resume=resume)
+    kind: type[Runner] = Runner
+    if dry_run:
+        from .dry_run import DryRun
+
+        kind = DryRun
+    runner = kind(resolved, plugins, accelerator, directory, display, profile=profile)
+    summary = runner.run(resume=resume, **going_on)
     if profile and accelerator.is_main_process:
         display.profile(directory)
     report = None
@@ -232,11 +277,17 @@ def _run(
     return RunResult(directory, summary, report)
 
 
-def load(path: str | Path = "registry.yaml", plugins: Plugins | None = None) -> Project:
+def load(
+    path: str | Path = "registry.yaml", plugins: Plugins | None = None, trust_functions: bool | None = None
+) -> Project:
     """Read a registry file.
+
+    Args:
+        trust_functions: whether a run may import what the file lists under `functions:`, the only code that it can
+            name; None trusts a file in the working directory or below. Validating imports nothing in any case.
 
     Raises:
         RLHFError: it cannot be read at all; other problems wait for `validate`, or for the pipeline that meets them.
     """
     plugins = plugins or load_plugins()
-    return Project(Registry.load(path, plugins), plugins)
+    return Project(Registry.load(path, plugins), plugins, trust_functions)

@@ -36,8 +36,9 @@ def _show_warning(message: Warning | str, category: type[Warning], *place: Any, 
     from ..interfaces.deprecation import DeprecatedFieldWarning
 
     if issubclass(category, DeprecatedFieldWarning):
-        from rich.console import Console
         from rich.markup import escape
+
+        from ..terminal import Console
 
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         console.print(f"[yellow]warning:[/yellow] {escape(str(message))}")
@@ -47,8 +48,9 @@ def _show_warning(message: Warning | str, category: type[Warning], *place: Any, 
 
 def report(error: RLHFError) -> None:
     """Print an error to standard error, one line per problem."""
-    from rich.console import Console
     from rich.markup import escape
+
+    from ..terminal import Console
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for line in str(error).splitlines():

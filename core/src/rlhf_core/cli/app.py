@@ -21,11 +21,19 @@ Setting = Annotated[
         help="change a value: stages.ID.KEY, KIND.ID.KEY or a pipeline setting such as seed; may be repeated",
     ),
 ]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust-functions",
+        help="import what `functions:` lists though the registry file lies outside the current directory",
+    ),
+]
 
 
 def build_app() -> typer.Typer:
     """The application with the commands of all plugins."""
     from .plugin_author import add_author_commands
+    from .trace import add_trace_commands
 
     plugins = load_plugins()
     app = typer.Typer(
@@ -40,6 +48,7 @@ def build_app() -> typer.Typer:
     app.callback()(_global_options)
     _add_run_commands(app, plugins)
     _add_look_commands(app, plugins)
+    add_trace_commands(app)
     add_author_commands(app, plugins)
     for problem in plugins.notify("rlhf_commands", app=app):
         typer.echo(f"warning: {problem}", err=True)
@@ -78,6 +87,7 @@ def _add_run_commands(app: typer.Typer, plugins: Plugins) -> None:
 
     @app.command()
     def run(
+        context: typer.Context,
         pipeline: Annotated[str, typer.Argument(help="a pipeline of the registry file")],
         registry: Registry = Path("registry.yaml"),
         out: Annotated[
@@ -89,11 +99,28 @@ def _add_run_commands(app: typer.Typer, plugins: Plugins) -> None:
             ),
         ] = None,
         set_: Setting = None,
-        resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False,
+        resume: Annotated[
+            bool, typer.Option("--resume", help="go on from the last checkpoint, by the run directory's registry.yaml")
+        ] = False,
+        checkpoint: Annotated[
+            str | None,
+            typer.Option(
+                "--checkpoint", metavar="NAME", help="with --resume: from this checkpoint, such as 000050-optimize-50"
+            ),
+        ] = None,
+        allow_config_change: Annotated[
+            bool,
+            typer.Option(
+                "--allow-config-change",
+                help="with --resume: though --set or an edited registry.yaml say otherwise than the checkpoint, "
+                "if that cannot have changed a number so far",
+            ),
+        ] = False,
         dry_run: Annotated[
             bool,
             typer.Option(
-                "--dry-run", help="build everything, take one step of each stage, and say what the run would take"
+                "--dry-run",
+                help="try each stage with small steps, and say what the run would take: sizes, memory, time, warnings",
             ),
         ] = False,
         profile: Annotated[
@@ -104,25 +131,42 @@ def _add_run_commands(app: typer.Typer, plugins: Plugins) -> None:
                 + "".join(f"\n\n[bold]{phase}[/bold]: {what}" for phase, what in PHASES.items()),
             ),
         ] = False,
+        trust_functions: Trust = False,
     ) -> None:
         """Run a pipeline."""
         from ..api import load, resume_run
+        from ..errors import ConfigError
         from ..runs.display import Display
 
-        settings, display = set_ or [], Display()
+        settings, display, trusted = set_ or [], Display(), trust_functions or None
+        if not resume and (checkpoint or allow_config_change):
+            option = "--checkpoint" if checkpoint else "--allow-config-change"
+            raise ConfigError(option, "without --resume", "a run to go on with", "add --resume, or leave it out")
         if resume:
+            source = context.get_parameter_source("registry")
+            named = source is not None and source.name == "COMMANDLINE"
             result = resume_run(
-                pipeline, out=out, overrides=settings, profile=profile, display=display, plugins=plugins
+                pipeline,
+                out=out,
+                registry=registry if named else None,
+                overrides=settings,
+                checkpoint=checkpoint,
+                allow_config_change=allow_config_change,
+                profile=profile,
+                display=display,
+                plugins=plugins,
+                trust_functions=trusted,
             )
         elif dry_run:
-            from .tables import dry_run_table
+            from .dry_run import show_dry_run
 
-            project = load(registry, plugins)
-            summary = project.run(pipeline, overrides=settings, dry_run=True, profile=profile, display=display).summary
-            dry_run_table(summary, project.resolve(pipeline, settings))
+            project = load(registry, plugins, trusted)
+            result = project.run(pipeline, overrides=settings, dry_run=True, profile=profile, display=display)
+            if not display.console.quiet:  # the main process alone
+                show_dry_run(result.summary)
             return
         else:
-            result = load(registry, plugins).run(
+            result = load(registry, plugins, trusted).run(
                 pipeline, out=out, overrides=settings, profile=profile, display=display
             )
         for stage in result.summary["stages"].values():
@@ -135,12 +179,13 @@ def _add_run_commands(app: typer.Typer, plugins: Plugins) -> None:
     @app.command()
     def replay(
         folder: Annotated[Path, typer.Argument(help="failures/step-N of a run directory, as the error named it")],
+        trust_functions: Trust = False,
     ) -> None:
         """Compute a batch again whose loss was not finite, sample by sample."""
         from ..api import replay as again
         from .tables import replay_table
 
-        replay_table(again(folder, plugins))
+        replay_table(again(folder, plugins, trust_functions or None))
 
     @app.command()
     def validate(registry: Registry = Path("registry.yaml")) -> None:

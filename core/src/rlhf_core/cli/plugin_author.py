@@ -28,6 +28,7 @@ SUMMARIES = {
     "policy": "a causal language model with an instruction before every prompt",
     "engine": "decoding without a cache",
     "environment": "asks the policy for a draft, and for a better one",
+    "monitor": "an alarm when a statistic passes a limit",
     "stage": "writes down what the policy answers",
 }
 """What the example of each kind does, in one line."""

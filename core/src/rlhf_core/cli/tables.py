@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from ..errors import RLHFError
 from ..plugins import CORE, PluginInfo, Plugins
+from ..terminal import Console
 
 if TYPE_CHECKING:
-    from ..registry import Registry, ResolvedPipeline
+    from ..registry import Registry
 
 console = Console(highlight=False)
 STATUS = {"ok": "green", "broken": "red", "clash": "red", "disabled": "yellow"}
@@ -88,10 +88,10 @@ def pipeline_table(registry: Registry) -> None:
         try:
             resolved = registry.resolve(name)
         except RLHFError as error:
-            table.add_row(name, "[red]broken[/red]", escape(str(error).splitlines()[0]))
+            table.add_row(escape(name), "[red]broken[/red]", escape(str(error).splitlines()[0]))
             continue
         stages = " -> ".join(stage.id for stage in resolved.stages)
-        table.add_row(name, stages, escape(resolved.settings.description))
+        table.add_row(escape(name), escape(stages), escape(resolved.settings.description))
     console.print(table)
 
 
@@ -111,20 +111,3 @@ def replay_table(rows: list[dict[str, Any]]) -> None:
             style="red" if wrong else "",
         )
     console.print(table)
-
-
-def dry_run_table(summary: dict[str, Any], resolved: ResolvedPipeline) -> None:
-    """What one step of every stage took, and what all of them would."""
-    table = Table(
-        "stage", "steps", "one step", "all steps", title="dry run: one step of every stage", title_justify="left"
-    )
-    total = 0.0
-    for stage in resolved.stages:
-        steps, seconds = summary["steps"][stage.id], summary["seconds"].get(stage.id, 0.0)
-        total += steps * seconds
-        table.add_row(stage.id, str(steps), f"{seconds:.2f} s", f"{steps * seconds:.0f} s")
-    console.print(table)
-    console.print(
-        f"policy: {summary['parameters']:,} parameters, {summary['trainable']:,} trained; "
-        f"about {total:.0f} s in all, set-up and evaluations not counted"
-    )

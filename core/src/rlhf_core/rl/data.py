@@ -11,7 +11,7 @@ import torch
 from ..errors import ConfigError
 from ..interfaces import FeedbackSource, Needs, PromptSource, RewardShaper, Sampling, State, StepStats, TrainingData
 from ..randomness import derive_seed, permutation
-from ..records import Feedback, Prompt, Rollout
+from ..records import Feedback, Prompt, Rollout, Sample
 from .rewards import token_rewards
 from .sampler import Sampler
 
@@ -41,10 +41,11 @@ class StageData(TrainingData):
         self.stats: StepStats = {}
         self._told: list[StepStats] = []
         self._calls = 0
+        self._drawn: list[Rollout] = []
 
     def begin(self, step: int) -> None:
         """Step `step` begins: statistics are gathered anew, and shapers are told."""
-        self.step, self.stats, self._told, self._calls = step, {}, [], 0
+        self.step, self.stats, self._told, self._calls, self._drawn = step, {}, [], 0, []
         for shaper in self.shapers:
             shaper.progress = (step, self.total)
 
@@ -86,6 +87,7 @@ class StageData(TrainingData):
         with self.sampler.context.clock("shaping"):
             rollout = self.shaped(rollout)
         self._tell({**_statistics(rollout), **online}, own_sampling=sampling is not None)
+        self._drawn.append(rollout)
         return rollout
 
     def _tell(self, stats: StepStats, *, own_sampling: bool) -> None:
@@ -97,6 +99,17 @@ class StageData(TrainingData):
         elif self._told:
             return
         self.stats.update(stats)
+
+    def shown(self) -> tuple[list[Sample], list[float]]:
+        """The samples of this step that have a score, and their scores before shaping."""
+        samples: list[Sample] = []
+        scores: list[float] = []
+        for rollout in self._drawn:
+            assert rollout.score is not None
+            live = [True] * len(rollout) if rollout.abstained is None else (~rollout.abstained).tolist()
+            samples += [sample for sample, kept in zip(rollout.samples, live, strict=True) if kept]
+            scores += [score for score, kept in zip(rollout.score.tolist(), live, strict=True) if kept]
+        return samples, scores
 
     def shaped(self, rollout: Rollout) -> Rollout:
         """Sequence shapers on the score, credit to tokens, token shapers on the rewards."""

@@ -35,6 +35,17 @@ def refusal(
     return NumericalError(context.where, f"{what} at step {step + 1}", "finite numbers", fix)
 
 
+def of_all(mine: NumericalError | None, context: Context) -> NumericalError:
+    """The first error that a process has, in all of them alike; every process asks at the same time."""
+    told = [None if mine is None else (mine.got, mine.fix)]
+    if context.accelerator is not None and context.accelerator.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        told = gather_object(told)
+    got, fix = next((words for words in told if words is not None), ("a sum that is not finite", ""))
+    return NumericalError(context.where, got, "finite numbers", fix)
+
+
 def _state(context: Context, policy: Policy[Any], rollout: Rollout, prepared: Mapping[str, Tensor], what: str) -> State:
     samples = [
         {"prompt": sample.prompt.model_dump(mode="json"), "response": sample.response} for sample in rollout.samples

@@ -6,6 +6,7 @@ accumulates, clips, stops early on KL and gathers statistics.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -19,11 +20,11 @@ from ..functional import kl_estimate
 from ..interfaces import Needs, Outputs, Policy, PolicyOptimizer, State, StepStats, TrainingData, Traits
 from ..randomness import derive_seed, permutation
 from ..records import Rollout
-from ..training import GradientSteps, Rate, Size, as_floats, by_tokens, share, summed
+from ..training import GradientSteps, Rate, Size, as_floats, parts, summed
 from .answers import asked_for, checked_entries, checked_loss
 from .batching import rollout_sizes
 from .config import OnPolicyConfig
-from .failure import refusal
+from .failure import of_all, refusal
 from .guards import within_adamw, within_update
 
 C = TypeVar("C", bound=OnPolicyConfig)
@@ -177,9 +178,11 @@ class OnPolicyOptimizer(PolicyOptimizer[C]):
     ) -> tuple[dict[str, float], bool]:
         """One update of the weights from the samples at `rows`; False if the policy had moved too far already."""
         tokens = float(rollout.mask[rows].sum())
-        mine = [rows[i] for i in share(len(rows), self.context.accelerator)]
+        accelerator = self.context.accelerator
+        alone = accelerator is None or accelerator.num_processes == 1
+        failed: Batch | None = None
         sums: dict[str, float] = {}
-        for part in by_tokens(sizes, self.config.micro_batch_tokens, mine):
+        for part, weight in parts(sizes, self.config.micro_batch_tokens, rows, accelerator):
             batch = _part(rollout, prepared, part, tokens, float(len(rows)))
             cut = batch.rollout
             with self._within_memory(cut):
@@ -187,16 +190,21 @@ class OnPolicyOptimizer(PolicyOptimizer[C]):
                 with asked_for(self.context.where, "loss", cut, new):
                     loss, stats = checked_loss(self.context.where, self.loss(batch, new))
                 if not bool(loss.isfinite()):
-                    self.gradient.clear()
-                    raise refusal(self.context, self.policy, cut, batch.prepared, f"loss {float(loss.detach())}", step)
-                loss.backward()  # type: ignore[no-untyped-call]
+                    failed = failed or batch
+                    if alone:  # of several none stops in the middle: the others would wait for it
+                        raise self._refusal(batch, float(loss.detach()), step)
+                (loss * weight).backward()  # type: ignore[no-untyped-call]
+                if not weight:
+                    continue
                 moved = kl_estimate(cut.logprobs, new.logprobs.detach(), kind="k3")  # KL(old || new), samples from old
                 shares = {"loss": loss.detach(), "approx_kl": batch.token_mean(moved), **stats}
                 for name, value in as_floats(shares).items():
                     sums[name] = sums.get(name, 0.0) + value
         with self._within_memory("what its loss adds to the samples"):
             sums.update(self.backward_more(step))
-        sums = summed(sums, self.context.accelerator)
+        sums = summed(sums, accelerator)
+        if failed or not math.isfinite(sums["loss"]):
+            raise self._refusal(failed, sums["loss"], step)
         if self.config.target_kl is not None and sums["approx_kl"] > self.config.target_kl:
             self.gradient.clear()
             return sums, False
@@ -206,6 +214,16 @@ class OnPolicyOptimizer(PolicyOptimizer[C]):
         except NumericalError as error:
             batch = _part(rollout, prepared, rows, tokens, float(len(rows)))
             raise refusal(self.context, self.policy, batch.rollout, batch.prepared, error.got, step) from error
+
+    def _refusal(self, failed: Batch | None, loss: float, step: int) -> NumericalError:
+        """The error where the loss is not finite; it is `failed` that did it, or a batch of another process."""
+        self.gradient.clear()
+        mine = None
+        if failed is None:
+            self.policy.state_dict()  # which the other one writes: weights that are shared out it cannot get alone
+        else:
+            mine = refusal(self.context, self.policy, failed.rollout, failed.prepared, f"loss {loss}", step)
+        return of_all(mine, self.context)
 
     def _within_memory(self, part: Rollout | str) -> AbstractContextManager[None]:
         return within_update(self.context, self.policy, self.config.micro_batch_tokens, part, self.gradient)

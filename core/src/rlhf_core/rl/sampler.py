@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import ConfigError
 from ..interfaces import Context, Environment, Needs, OnlineReward, Outputs, Policy, Sampling, StepStats
 from ..memory import within_memory
 from ..records import Prompt, Rollout, Sample
@@ -47,8 +48,19 @@ class Sampler:
         """Scored samples of `prompts`, those of one prompt side by side, over all processes.
 
         `learn`: let online rewards learn from the samples before they are scored. Returns their statistics as well.
+
+        Raises:
+            ConfigError: there are fewer prompts than processes.
         """
-        mine = share(len(prompts), self.context.accelerator)
+        accelerator = self.context.accelerator
+        if accelerator is not None and len(prompts) < accelerator.num_processes:
+            raise ConfigError(
+                self.context.where,
+                f"{len(prompts)} prompts at a time for {accelerator.num_processes} processes",
+                "one for each at least: samples of a prompt stay in one process",
+                "raise prompts_per_step of the optimizer or the limit of the evaluation, or start fewer processes",
+            )
+        mine = share(len(prompts), accelerator)
         repeated = [prompts[i] for i in mine for _ in range(samples_per_prompt)]
         ids = [i * samples_per_prompt + k for i in mine for k in range(samples_per_prompt)]
         clock = self.context.clock
@@ -66,7 +78,7 @@ class Sampler:
                     update = model.update(rollout, self.score_logprobs)
                     stats.update({f"reward/{name}/{key}": value for key, value in update.items()})
             rollout = self.mix.score(rollout)
-        return gathered(rollout, self.context.accelerator), stats
+        return gathered(rollout, accelerator), stats
 
     @torch.no_grad()
     def evaluated(self, rollout: Rollout, needs: Needs, *, rescore: bool) -> Rollout:
@@ -119,16 +131,17 @@ class Sampler:
     def score_logprobs(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
         """log-probabilities of whole responses under policy and reference, each (B,)."""
         policies: list[Tensor] = []
-        references: list[Tensor] = []
+        rollouts: list[Rollout] = []
+        clock = self.context.clock
         for start in range(0, len(samples), 32):
             chunk = samples[start : start + 32]
-            clock = self.context.clock
             with (
                 clock("scoring"),
                 within_memory(self.policy.context, "scoring under the policy", f"{len(chunk)} texts"),
             ):
                 rollout = self.policy.encode(chunk)
             policies.append(rollout.logprobs.sum(1))
-            with clock("scoring"), self.policy.as_reference():
-                references.append(self._forward(rollout, Needs(), "reference").logprobs.sum(1))
+            rollouts.append(rollout)
+        with clock("scoring"), self.policy.as_reference():  # once: whose weights are shared out all change at a time
+            references = [self._forward(rollout, Needs(), "reference").logprobs.sum(1) for rollout in rollouts]
         return torch.cat(policies), torch.cat(references)

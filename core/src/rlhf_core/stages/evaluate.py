@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from ..errors import ConfigError
 from ..interfaces import Run, Sampling, Stage, State, StepStats
 from ..randomness import derive_seed
 from ..rl.evaluation import Evaluation, evaluate, mean_and_error
+from ..runs.directory import EVALUATIONS, write_json
 from .common import build_sampler
 from .config import EvaluateConfig
 
@@ -18,6 +20,7 @@ class Evaluate(Stage[EvaluateConfig]):
     def setup(self, run: Run) -> None:
         config = self.config
         rewards = run.artefacts.get("rewards", {}) if config.rewards is None else config.rewards
+        self.run = run
         self.sampling = config.sampling or Sampling(**run.artefacts.get("sampling", {}))
         self.metrics = {id: run.component("metric", id) for id in config.metrics}
         self.has_reference = "reference" in run.artefacts
@@ -45,7 +48,17 @@ class Evaluate(Stage[EvaluateConfig]):
         if self.has_reference:
             before = evaluate(self.sampler, self.prompts, self.metrics, self.sampling, seed=seed, reference=True)
         self.result = {"metrics": self._table(before, after), "samples": self._samples(before, after)}
+        if self.run.accelerator.is_main_process:
+            self._write(after)
         return {f"evaluate/{name}": entry["after"]["mean"] for name, entry in self.result["metrics"].items()}
+
+    def _write(self, after: Evaluation) -> None:
+        """Every prompt's measurements, so that two runs can be compared prompt by prompt."""
+        ids = [hashlib.sha256(prompt.render().encode()).hexdigest()[:16] for prompt in self.prompts]
+        folder = self.run.directory / EVALUATIONS
+        folder.mkdir(exist_ok=True)
+        values = {name: [float(x) for x in values] for name, values in after.values.items()}
+        write_json(folder / f"{self.context.id}.json", {"prompts": ids, "metrics": values})
 
     def _table(self, before: Evaluation | None, after: Evaluation) -> dict[str, Any]:
         table: dict[str, Any] = {}

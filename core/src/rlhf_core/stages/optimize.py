@@ -8,8 +8,10 @@ from typing import Any
 from ..errors import ConfigError
 from ..interfaces import Component, OnlineReward, PolicyOptimizer, RewardShaper, Run, Stage, State, StepStats
 from ..randomness import derive_seed
+from ..records import Sample
 from ..rl.data import StageData
 from ..rl.evaluation import evaluate
+from ..rl.on_policy import OnPolicyOptimizer
 from .common import build_sampler
 from .config import OptimizeConfig
 
@@ -61,6 +63,14 @@ class Optimize(Stage[OptimizeConfig]):
         run.artefacts["reference"] = folder.name
 
     def _check(self, run: Run) -> None:
+        shared_out = getattr(run.policy.config, "sharded", False) and run.accelerator.num_processes > 1
+        if shared_out and not isinstance(self.optimizer, OnPolicyOptimizer):
+            raise ConfigError(
+                f"{self.context.where} optimizer",
+                f"{self.config.optimizer!r} with a policy whose weights are shared out over processes (`sharded`)",
+                "an optimizer like ppo, reinforce or a2c, whose processes take as many passes each",
+                "leave `sharded` out",
+            )
         seen_token = None
         for id, shaper in self.shapers.items():
             if shaper.level == "token":
@@ -102,6 +112,9 @@ class Optimize(Stage[OptimizeConfig]):
                 f"rename them, for example {self.optimizer.context.id}/{taken[0].rpartition('/')[2]}",
             )
         return {**self.data.stats, **stats}
+
+    def shown(self) -> tuple[list[Sample], list[float]]:
+        return self.data.shown()
 
     def evaluate(self) -> StepStats:
         wanted = self.config.evaluation

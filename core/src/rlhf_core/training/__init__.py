@@ -1,6 +1,6 @@
 """Training by gradient: optimizer steps, the supervised loop, and cutting work into parts."""
 
-from .batching import Size, by_tokens, share
+from .batching import Size, by_tokens, parts, share
 from .gradient import GradientSteps, Rate, as_floats, backward, summed
 from .supervised import SupervisedLoop, fit_task
 
@@ -13,6 +13,7 @@ __all__ = [
     "backward",
     "by_tokens",
     "fit_task",
+    "parts",
     "share",
     "summed",
 ]

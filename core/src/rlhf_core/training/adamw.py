@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..importing import bitsandbytes, first_line
 from ..interfaces import Context, OptimizerSettings, State
+from .sharding import as_shared_out, is_shared_out, whole
 
 
 def make_adamw(
@@ -29,6 +30,16 @@ def make_adamw(
         "lr": rate, "betas": settings.betas, "eps": settings.adam_eps, "weight_decay": settings.weight_decay,
     }  # fmt: skip
     params = [{"params": list(group)} for group in groups]
+    shared_out = any(is_shared_out(parameter) for group in groups for parameter in group)
+    if shared_out and settings.adamw != "full":
+        raise ConfigError(
+            f"{context.where} adamw",
+            f"{settings.adamw} for weights that are shared out over processes",
+            "full: each process keeps the moments of its own part",
+            "leave adamw out, or `sharded` of the policy",
+        )
+    if shared_out:  # parts and whole weights cannot go through one call
+        return torch.optim.AdamW(params, **options, foreach=False, fused=False)
     if settings.adamw == "full":
         return torch.optim.AdamW(params, **options, fused=True)  # in place: no temporaries of the size of the weights
     where = f"{context.where} adamw"
@@ -68,7 +79,11 @@ def moments(optimizer: torch.optim.Optimizer) -> State:
     shared = ("qmap1", "qmap2")  # the same tensors for all parameters: saved once
     found: State = {
         "moments": {
-            numbers[parameter]: {name: value for name, value in state.items() if name not in shared}
+            numbers[parameter]: {
+                name: whole(value) if isinstance(value, Tensor) else value
+                for name, value in state.items()
+                if name not in shared
+            }
             for parameter, state in optimizer.state.items()
         }
     }
@@ -86,9 +101,16 @@ def restore(optimizer: torch.optim.Optimizer, state: State, where: str) -> None:
     if isinstance(optimizer, torch.optim.AdamW):
         if any("exp_avg" not in one for one in saved.values()):
             raise _misfit(where)
-        whole = optimizer.state_dict()
-        whole["state"] = {int(number): dict(one) for number, one in saved.items()}
-        optimizer.load_state_dict(whole)
+        places = _places(optimizer)
+        all_of_it = optimizer.state_dict()
+        all_of_it["state"] = {
+            int(number): {
+                name: as_shared_out(value, places[int(number)][2]) if name.startswith("exp_avg") else value
+                for name, value in one.items()
+            }
+            for number, one in saved.items()
+        }
+        optimizer.load_state_dict(all_of_it)
         return
     library: Any = optimizer  # its own load_state_dict would undo the paging
     library.state.clear()

@@ -50,5 +50,34 @@ def share(count: int, accelerator: Accelerator | None) -> range:
     """The contiguous part of ``range(count)`` that is this process's."""
     if accelerator is None or accelerator.num_processes == 1:
         return range(count)
-    size, rank = accelerator.num_processes, accelerator.process_index
+    return _share(count, accelerator.process_index, accelerator.num_processes)
+
+
+def _share(count: int, rank: int, size: int) -> range:
     return range(count * rank // size, count * (rank + 1) // size)
+
+
+def parts(
+    sizes: Sequence[Size], budget: int, rows: Sequence[int], accelerator: Accelerator | None
+) -> Iterator[tuple[list[int], float]]:
+    """This process's share of `rows`, cut by `by_tokens`, in as many parts in every process: those whose weights are
+    shared out wait for each other in every layer.
+
+    Where others have more parts, the longest are cut in two. Who has too few rows goes through one again, for nothing.
+
+    Yields:
+        row numbers and what their loss and statistics are to be multiplied by: 1, or 0 if they are there for nothing.
+    """
+    if accelerator is None or accelerator.num_processes == 1:
+        yield from ((part, 1.0) for part in by_tokens(sizes, budget, rows))
+        return
+    size, rank = accelerator.num_processes, accelerator.process_index
+    cuts = [list(by_tokens(sizes, budget, [rows[i] for i in _share(len(rows), r, size)])) for r in range(size)]
+    mine, most = cuts[rank], max(map(len, cuts))
+    while len(mine) < most and any(len(part) > 1 for part in mine):
+        place = max(range(len(mine)), key=lambda i: len(mine[i]))
+        half = len(mine[place]) // 2
+        mine[place : place + 1] = [mine[place][:half], mine[place][half:]]
+    yield from ((part, 1.0) for part in mine)
+    for _ in range(most - len(mine)):
+        yield [rows[0]], 0.0

@@ -13,6 +13,7 @@ from ..errors import NumericalError
 from ..interfaces import Context, LossSum, OptimizerSettings, Schedule, State, value_at
 from ..memory import within_memory
 from .adamw import make_adamw, moments, restore
+from .sharding import clip_norm, is_shared_out
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -61,7 +62,7 @@ class GradientSteps:
         for parameter in frozen:
             parameter.grad = None
         self._sum_over_processes(frozen)
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
+        norm = clip_norm(self.parameters, self.settings.max_grad_norm, self.context.accelerator)
         if not math.isfinite(norm):
             self.clear()
             raise NumericalError(
@@ -98,7 +99,7 @@ class GradientSteps:
             return
         skipped = {id(p) for p in frozen}
         for parameter in self.parameters:
-            if id(parameter) not in skipped:
+            if id(parameter) not in skipped and not is_shared_out(parameter):  # those are summed in backward
                 grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 parameter.grad = accelerator.reduce(grad, reduction="sum")
 

@@ -8,7 +8,7 @@ from ..errors import DataError, NumericalError
 from ..interfaces import Context, LossSum, State, StepStats, SupervisedConfig, SupervisedTask
 from ..memory import Part, adapters, checkpointing, lower, within_memory
 from ..randomness import derive_seed, permutation, seed_everything
-from .batching import by_tokens, share
+from .batching import parts
 from .gradient import GradientSteps, backward, summed
 
 
@@ -50,12 +50,11 @@ class SupervisedLoop:
         order = permutation(derive_seed(self.context.seed, self.context.where, "epoch", epoch), len(task.train))
         rows = order[place * config.batch_size : (place + 1) * config.batch_size]
         count = sum(task.count(task.train[row]) for row in rows)
-        mine = [rows[i] for i in share(len(rows), self.context.accelerator)]
-        parts = by_tokens(self._sizes, config.micro_batch_tokens, mine)
+        mine = parts(self._sizes, config.micro_batch_tokens, rows, self.context.accelerator)
         task.module.train()
         try:
             with within_memory(self.context, "supervised step", self._part, self._advice(), self.gradient.clear):
-                sums = backward(self._losses(parts), count)
+                sums = backward(self._losses(mine), count)
         finally:
             task.module.eval()
         sums = summed(sums, self.context.accelerator)
@@ -78,9 +77,11 @@ class SupervisedLoop:
         with within_memory(self.context, "evaluation", what, self._advice()):
             return self.task.evaluate(examples)
 
-    def _losses(self, parts: Iterable[list[int]]) -> Iterator[LossSum]:
-        for self._at_work in parts:
-            yield self.task.loss([self.task.train[row] for row in self._at_work])
+    def _losses(self, mine: Iterable[tuple[list[int], float]]) -> Iterator[LossSum]:
+        for self._at_work, weight in mine:
+            loss = self.task.loss([self.task.train[row] for row in self._at_work])
+            stats = loss.stats if weight else dict.fromkeys(loss.stats, 0.0)
+            yield LossSum(weight * loss.total, weight * loss.count, stats) if weight != 1 else loss
 
     def _part(self) -> Part:
         """What is at work: so many examples, each padded to the longest."""

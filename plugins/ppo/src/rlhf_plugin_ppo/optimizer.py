@@ -34,7 +34,7 @@ from rlhf_core.randomness import derive_seed, permutation
 from rlhf_core.records import Demonstration, Rollout
 from rlhf_core.rewards import TextReward
 from rlhf_core.rl import Batch, OnPolicyOptimizer, within_update
-from rlhf_core.training import Rate, backward, by_tokens, share
+from rlhf_core.training import Rate, backward, parts
 from torch import Tensor, nn
 
 from .config import PPOConfig
@@ -129,12 +129,11 @@ class PPO(OnPolicyOptimizer[PPOConfig]):
             rows.append(permutation(derive_seed(self.context.seed, "ptx", epoch), len(task.train))[index])
         examples = [task.train[row] for row in rows]
         count = sum(task.count(example) for example in examples)
-        mine = share(size, self.context.accelerator)
-        parts = by_tokens([task.size(example) for example in examples], self.config.micro_batch_tokens, mine)
-        losses = (task.loss([examples[i] for i in part]) for part in parts)
         what, budget = f"{size} demonstrations", self.config.micro_batch_tokens
+        mine = parts([task.size(example) for example in examples], budget, range(size), self.context.accelerator)
+        losses = ((task.loss([examples[i] for i in part]), coef * weight) for part, weight in mine)
         with within_update(self.context, self.policy, budget, what, self.gradient, sampled=False):
-            found = backward((LossSum(coef * loss.total, loss.count, loss.stats) for loss in losses), count)
+            found = backward((LossSum(weight * loss.total, loss.count, {}) for loss, weight in losses), count)
         return {"policy/ptx_loss": found["loss"] / coef}
 
     def frozen(self, step: int) -> Sequence[nn.Parameter]:

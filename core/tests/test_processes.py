@@ -10,15 +10,20 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
 from rlhf_core.api import load
 from rlhf_core.errors import ConfigError
-from rlhf_core.interfaces import Context
+from rlhf_core.interfaces import Context, OptimizerSettings
+from rlhf_core.policies.config import CausalLMConfig
+from rlhf_core.policies.language_model import LanguageModel
 from rlhf_core.records import Prompt
 from rlhf_core.rl.sampler import Sampler
+from rlhf_core.stages.optimize import Optimize
 from rlhf_core.training import parts
+from rlhf_core.training.adamw import make_adamw
 from safetensors.torch import load_file
 
 from . import launched
@@ -199,6 +204,24 @@ def test_fewer_prompts_than_processes_are_an_error():
     sampler = Sampler(policy=None, environment=None, mix=None, context=context)
     with pytest.raises(ConfigError, match="1 prompts at a time for 2 processes; expected one for each at least"):
         sampler.rollout([Prompt(text="a")], 4, None, None, seed=0)
+
+
+def test_what_weights_that_are_shared_out_do_not_go_with():
+    with pytest.raises(ValueError, match="`sharded` is for full fine-tuning"):
+        CausalLMConfig(model="some", lora={}, sharded=True)
+    context = Context(accelerator=SimpleNamespace(num_processes=2, process_index=0))
+    with mock.patch("rlhf_core.training.adamw.is_shared_out", return_value=True):
+        settings = OptimizerSettings(learning_rate=1e-3, adamw="8bit")
+        with pytest.raises(ConfigError, match="8bit for weights that are shared out over processes; expected full"):
+            make_adamw([[torch.nn.Parameter(torch.zeros(2))]], settings, 1e-3, context)
+    policy = SimpleNamespace(config=CausalLMConfig(model="some", sharded=True, compile=True), context=context)
+    for coded, words in ((True, "an encoder-decoder over 2 processes"), (False, "`compile` over 2 processes")):
+        model = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=coded))
+        with pytest.raises(ConfigError, match=words):
+            LanguageModel._share_out(policy, model)
+    stage = SimpleNamespace(optimizer=object(), config=SimpleNamespace(optimizer="trpo"), context=context)
+    with pytest.raises(ConfigError, match="'trpo' with a policy whose weights are shared out over processes"):
+        Optimize._check(stage, SimpleNamespace(policy=policy, accelerator=context.accelerator))
 
 
 @pytest.mark.parametrize(("sizes", "counts"), [([9, 9, 9, 1, 1, 1], [3, 3]), ([1], [1, 1]), ([9, 1, 9], [2, 2])])

@@ -135,7 +135,7 @@ def measure(job: dict[str, Any]) -> None:
     texts = prompts(sizes["samples"] * steps, sizes["prompt_tokens"], vocabulary)
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
     (folder / "registry.yaml").write_text(json.dumps(registry(sizes, steps, folder, device)))  # JSON is YAML
-    project = rlhf_core.load(folder / "registry.yaml")
+    project = rlhf_core.load(folder / "registry.yaml", trust_functions=True)
     project.plugins.manager.register(Watcher())
     project.run("gpu", out=folder / "run")
     complete(found["steps"], steps)

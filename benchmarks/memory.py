@@ -240,7 +240,7 @@ def train_ours(job: Mapping[str, Any]) -> dict[str, float]:
     out = Path(job["out"])
     (out / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in batch_prompts()))
     (out / "registry.yaml").write_text(json.dumps(registry(job, out)))  # JSON is YAML
-    project = rlhf_core.load(out / "registry.yaml")
+    project = rlhf_core.load(out / "registry.yaml", trust_functions=True)
     used = project.resolve("memory")
     for spec in [*(c.spec for c in used.components.values()), *(s.spec for s in used.stages)]:
         project.plugins.import_class(spec, "factory")

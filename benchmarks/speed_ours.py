@@ -49,7 +49,7 @@ def run(job: Mapping[str, Any], listener: Any) -> None:
     out = Path(job["out"])
     task.write_prompts(out / "prompts.jsonl", job["prompts"])
     (out / "registry.yaml").write_text(json.dumps(registry(job, out)))  # JSON is YAML
-    project = rlhf_core.load(out / "registry.yaml")
+    project = rlhf_core.load(out / "registry.yaml", trust_functions=True)
     project.plugins.manager.register(listener)
     with suppress(Enough):
         project.run("peers", out=out / "run")

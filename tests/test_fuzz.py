@@ -348,8 +348,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_mutated_registry_files(folder: Path, plugins: Plugins) -> None:
-    taken, refused = fuzz(range(150), validate, folder, plugins)
-    assert taken > 5 and refused > 50  # the mutations matter, and some do no harm
+    taken, refused = fuzz(range(80), validate, folder, plugins)
+    assert taken > 2 and refused > 25  # the mutations matter, and some do no harm
 
 
 def test_mutated_feedback_files(folder: Path, plugins: Plugins) -> None:

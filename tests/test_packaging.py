@@ -37,6 +37,7 @@ def init_and_run(python: Path, folder: Path) -> None:
     assert (folder / "run" / "export" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_source_folders(tmp_path):
     python = make_venv(tmp_path / "venv", *DISTRIBUTIONS)
     (tmp_path / "work").mkdir()

@@ -65,7 +65,9 @@ def scripts(python: Path) -> None:
         script.chmod(0o755)
 
 
-@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.stem)
+@pytest.mark.parametrize(
+    "part", [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem[0] > "2" else []) for p in PARTS]
+)
 def test_a_part_of_the_tutorial(part: Path, tmp_path: Path) -> None:
     python = make_venv(tmp_path / "venv", *INSTALLED)
     scripts(python)

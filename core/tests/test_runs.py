@@ -222,10 +222,12 @@ def test_resume_repeats_an_uninterrupted_run_to_the_last_bit(whole, project, sta
 
 
 @pytest.mark.parametrize(("old", "new"), [
-    ("precision: fp32", "precision: bf16"), ("        fresh:", "        engine: compaction\n        fresh:"),
-    ("        fresh:", "        engine: continuous\n        fresh:"),
-    (GPT2, "architecture: llama\n          sizes: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, "
-     "num_attention_heads: 4, num_key_value_heads: 2, max_position_embeddings: 64}"),
+    ("precision: fp32", "precision: bf16"),
+    pytest.param("        fresh:", "        engine: compaction\n        fresh:", marks=pytest.mark.slow),
+    pytest.param("        fresh:", "        engine: continuous\n        fresh:", marks=pytest.mark.slow),
+    pytest.param(GPT2, "architecture: llama\n          sizes: {hidden_size: 32, intermediate_size: 64, "
+                 "num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2, max_position_embeddings: 64}",
+                 marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_other_precisions_and_engines_resume_to_the_last_bit_too(project, old, new):
     registry = project / "registry.yaml"

@@ -281,7 +281,7 @@ def test_scores_survive_a_checkpoint_bit_for_bit(kind: Any, config: dict[str, An
         Sample(Prompt(text=f"case {i}"), text) for i, text in enumerate(("please wait", "sorry never", "", "soon"))
     ]
     assert again.score(samples).values.tolist() == reward.score(samples).values.tolist()
-    assert sorted(path.name for path in (tmp_path / "reward").iterdir()) == ["state.json", "tensors.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "reward").iterdir()) == ["sha256.json", "state.json", "tensors.safetensors"]
 
 
 def test_an_empty_state_takes_back_what_was_fitted() -> None:

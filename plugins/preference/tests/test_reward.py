@@ -267,7 +267,7 @@ def test_a_saved_reward_scores_bit_for_bit_the_same_and_without_pickle(
     reward = make_reward(fresh=fresh("bert"), pooling="mean", epochs=1)
     reward.fit(comparisons(40))
     checkpoint.save(tmp_path / "reward", reward.state_dict())
-    assert sorted(p.name for p in (tmp_path / "reward").iterdir()) == ["state.json", "tensors.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "reward").iterdir()) == ["sha256.json", "state.json", "tensors.safetensors"]
     other = make_reward(make_context(seed=9), fresh=fresh("bert"), pooling="mean")
     unseen = comparisons(20, 5)
     assert not torch.equal(scores(other, unseen), scores(reward, unseen))

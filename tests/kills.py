@@ -292,7 +292,8 @@ def live(project: Project, pipeline: str, out: Path, end: tuple[str, int] | None
         moments = Moments(end)
         plant(moments)
         resume = (out / "registry.yaml").exists()
-        project.run(pipeline, out=out, resume=resume, display=Display(quiet=True))
+        if not all((out / name).exists() for name in ("summary.json", "report.html")):  # else killed when all was done
+            project.run(pipeline, out=out, resume=resume, display=Display(quiet=True))
         if end is None:
             Path(f"{out}.counts.json").write_text(json.dumps(moments.counts))
         code = 0

@@ -6,7 +6,6 @@ hashes of the two; what does not match them is damaged, and is never loaded.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from ..errors import RunError
 from ..interfaces import State
-from .directory import sync, writing
+from .directory import file_hash, sync, writing
 
 STATE_FILE, TENSOR_FILE, HASH_FILE = "state.json", "tensors.safetensors", "sha256.json"
 _TENSOR_KEY = "$tensor"
@@ -40,7 +39,7 @@ def save(directory: Path, state: State) -> None:
             beside.mkdir(parents=True)
             save_file(tensors, beside / TENSOR_FILE)
             (beside / STATE_FILE).write_text(json.dumps(tree), encoding="utf-8")
-            hashes = {name: _digest(beside / name) for name in (TENSOR_FILE, STATE_FILE)}
+            hashes = {name: file_hash(beside / name) for name in (TENSOR_FILE, STATE_FILE)}
             (beside / HASH_FILE).write_text(json.dumps(hashes, indent=2) + "\n", encoding="utf-8")
             for path in (*(beside / name for name in (TENSOR_FILE, STATE_FILE, HASH_FILE)), beside):
                 sync(path)
@@ -50,13 +49,16 @@ def save(directory: Path, state: State) -> None:
             raise
 
 
-def load(directory: Path) -> State:
+def load(directory: Path, *, verify: bool = True) -> State:
     """Read what `save` wrote.
+
+    Args:
+        verify: compare its hashes first; False for whoever has just asked for its `damage`.
 
     Raises:
         RunError: it is not there, or damaged; says which file.
     """
-    problem = damage(directory)
+    problem = damage(directory) if verify else ""
     try:
         if not problem:
             tree = json.loads((directory / STATE_FILE).read_text(encoding="utf-8"))
@@ -74,7 +76,7 @@ def damage(directory: Path) -> str:
     try:
         hashes = json.loads((directory / HASH_FILE).read_text(encoding="utf-8"))
         for name in (TENSOR_FILE, STATE_FILE):
-            if (found := _digest(directory / name)) != hashes[name]:
+            if (found := file_hash(directory / name)) != hashes[name]:
                 return f"{name} is damaged: its sha256 is {found[:12]}..., and was {hashes[name][:12]}... when written"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
@@ -107,11 +109,6 @@ def remove(directory: Path) -> None:
         shutil.rmtree(beside, ignore_errors=True)
         directory.rename(beside)
         shutil.rmtree(beside)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _without_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..registry import ResolvedPipeline
 from ..registry.environment import PLACEHOLDER, hide, lookup, substitute
+from .directory import file_hash
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy", "safetensors")
 POINTER = "rlhf-run.json"
@@ -162,8 +163,7 @@ def digest(path: Path) -> str:
     if path.is_dir():
         return _hash_of(f"{p.relative_to(path)} {digest(p)}" for p in sorted(path.rglob("*"))
                         if p.is_file() and p.name != POINTER)  # fmt: skip
-    with path.open("rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    return f"sha256:{file_hash(path)}"
 
 
 def _hash_of(lines: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from . import (  # noqa: F401
     metric,
     monitor,
     optimizer,
+    optimizer_steps,
     policy,
     precision,
     reward,

@@ -14,10 +14,10 @@ from ...records import Rollout
 from ..answers import shaper_input
 from ..compare import nudge
 from ..kit import check_example
+from ..optimizing import Given, precise
 from ..rollouts import example_rollout
 from ..subjects import Example, NotApplicable
 from ..toys import tiny_context, tiny_policy
-from .optimizer import Given, precise
 
 DRIFT = 0.5
 """Nats per token."""

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from rlhf_core.plugins import load_plugins
 from rlhf_core.runs import changes, checkpoint
 from rlhf_core.runs.directory import Log, new_directory, write_json
 from rlhf_core.runs.display import Display
+from rlhf_core.runs.kept import Kept
 from rlhf_core.runs.shelf import Shelf
 from rlhf_core.runs.signals import Interrupted
 from rlhf_core.stages.config import ExportConfig, FitRewardConfig, OptimizeConfig
@@ -188,9 +188,8 @@ def test_what_a_stage_keeps_anew_leaves_the_earlier_state_for_a_run_that_goes_on
 
     def at(index: int, kept: bool) -> Any:
         run = tiny_run(tmp_path, Optimize, CONFIG, components={("reward", "r"): make})
-        (stage,) = run.resolved.stages
-        run.resolved = replace(run.resolved, stages=(stage, replace(stage, id="second"), replace(stage, id="third")))
-        run._index = index
+        run._kept = Kept(tmp_path, stages=3)
+        run._kept.stage = index
         if kept:  # as the checkpoint says
             run.artefacts["kept"] = {"reward.r": "components/reward.r"}
         return run
@@ -203,7 +202,7 @@ def test_what_a_stage_keeps_anew_leaves_the_earlier_state_for_a_run_that_goes_on
     first = at(0, kept=False)
     reward = first.component("reward", "r")
     for index, value in ((0, 1), (1, 5)):
-        first._index, reward.value = index, value
+        first._kept.stage, reward.value = index, value
         first.keep(reward)
     assert at(1, kept=True).component("reward", "r").value == 1, "the second stage begins again with what it began with"
     assert at(2, kept=True).component("reward", "r").value == 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import io
 import platform
 import re
 import subprocess
@@ -14,9 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+
 from ..registry import ResolvedPipeline
 from ..registry.environment import PLACEHOLDER, hide, lookup, substitute
-from .directory import file_hash
+from .directory import REGISTRY, file_hash, write_atomically
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy", "safetensors")
 POINTER = "rlhf-run.json"
@@ -37,6 +40,13 @@ def provenance(resolved: ResolvedPipeline, device: str, processes: int) -> dict[
         "files": hashes(resolved, [resolved.to_dict()]),
         "config": settings(resolved),
     }
+
+
+def write_registry(resolved: ResolvedPipeline, directory: Path) -> None:
+    """The pipeline with everything resolved, as the run directory's registry.yaml."""
+    text = io.StringIO()
+    YAML().dump(resolved.to_dict(), text)
+    write_atomically(directory / REGISTRY, text.getvalue())
 
 
 def now() -> str:

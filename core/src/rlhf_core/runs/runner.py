@@ -6,19 +6,15 @@ stage and of the components that change in it, and what earlier stages left; wha
 
 from __future__ import annotations
 
-import io
-import json
 import shlex
-import shutil
 import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from ruamel.yaml import YAML
 from safetensors import SafetensorError
 
-from ..errors import ConfigError, RunError
+from ..errors import ConfigError
 from ..interfaces import (
     Clock,
     Component,
@@ -43,24 +39,23 @@ from .directory import (
     SUMMARY,
     TIMINGS,
     Log,
-    write_atomically,
     write_json,
     writing,
 )
 from .display import Display
+from .kept import Kept
 from .manifest import Ledger, StageRecord
 from .monitoring import Monitors
-from .processes import agree, together
+from .processes import together
 from .profile import device_done
-from .provenance import provenance
+from .provenance import provenance, write_registry
+from .resume import Resume
 from .shelf import Shelf
 from .signals import Interrupted, PoliteStop
 from .watch import Watch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-KEPT = "components"
 
 
 class Plugins(Protocol):
@@ -115,7 +110,7 @@ class Runner:
         self._steps: dict[str, int] = {}
         self._stop = PoliteStop(display.say)
         self._global_step = 0
-        self._index = 0  # of the stage under way
+        self._kept = Kept(directory, len(resolved.stages))
         ids = [stage.id for stage in resolved.stages]
         self._shelf = Shelf(directory, ids, resolved.settings.keep_checkpoints)
 
@@ -139,7 +134,7 @@ class Runner:
                 )
             factory = self.plugins.import_class(declared.spec, "factory")
             component: Component[Any] = factory(declared.config, self.context.named(kind, id))
-            kept = self._kept(f"{kind}.{id}")
+            kept = self._kept.place(f"{kind}.{id}", self.artefacts)
             source = kept or (Path(declared.load) if declared.load else None)
             if source is not None:
                 if not (source / checkpoint.STATE_FILE).is_file():
@@ -159,26 +154,7 @@ class Runner:
             self.display.warn(message)
 
     def keep(self, component: Component[Any]) -> None:
-        """Write it for good. What an earlier stage kept of it stays beside, for a run that goes on from before."""
-        name = f"{component.context.kind}.{component.context.id}"
-        place = self.directory / KEPT / name
-        if self._main:
-            before = self._before(name, self._index)
-            if self._kept(name) == place and not before.exists():
-                place.rename(before)
-            checkpoint.save(place, component.state_dict())
-        self.artefacts.setdefault("kept", {})[name] = f"{KEPT}/{name}"
-
-    def _kept(self, name: str) -> Path | None:
-        """What the stages that are over have kept of a component: no stage from today's on has written it."""
-        if name not in self.artefacts.get("kept", {}):
-            return None
-        later = (self._before(name, index) for index in range(self._index, len(self.resolved.stages)))
-        return next((place for place in later if place.exists()), self.directory / KEPT / name)
-
-    def _before(self, name: str, index: int) -> Path:
-        """Where a component is put that the stage at `index` keeps anew."""
-        return self.directory / KEPT / f".{name}.before-{index}"
+        self._kept.keep(component, self.artefacts, write=self._main)
 
     @property
     def _main(self) -> bool:
@@ -197,7 +173,9 @@ class Runner:
             RunError: the checkpoint is damaged, of another configuration, or something cannot be written.
             Interrupted: a signal came.
         """
-        state = self._checkpointed(name, allow_config_change) if resume else None
+        logs = {"metrics": self._metrics, "timings": self._timings}
+        going_on = Resume(self.resolved, self._shelf, logs, self._command, self.display.say)
+        state = going_on.state(self.accelerator, name, allow=allow_config_change) if resume else None
         if state is None:
             self._write_head()
         stages = self.resolved.stages
@@ -209,7 +187,7 @@ class Runner:
         with together(self.accelerator, self.directory, self._command), self._stop:
             for index in range(first, len(stages)):
                 inside = state["stage"] if state is not None and index == first else None
-                self._index = index
+                self._kept.stage = index
                 # a disk that fills up while weights are exported, say, is told like one that fills up at a checkpoint
                 with writing(f"stage {stages[index].id!r}", SafetensorError, strangers=False):
                     self._run_stage(index, inside, results)
@@ -339,8 +317,7 @@ class Runner:
             for sample in samples:
                 log.append(sample)
             write_json(self.directory / SUMMARY, summary)
-            for old in (self.directory / KEPT).glob(".*.before-*"):  # nothing goes on from before any more
-                shutil.rmtree(old, ignore_errors=True)
+            self._kept.settle()
         return summary
 
     def _write_manifest(self, record: StageRecord, result: dict[str, Any]) -> None:
@@ -399,60 +376,13 @@ class Runner:
     def _command(self) -> str:
         return shlex.join(["rlhf", "run", self.pipeline, "--resume", "--out", str(self.directory)])
 
-    def _checkpointed(self, name: str | None, allow: bool) -> State | None:
-        """What the checkpoint called `name` holds, or the latest one; None if the run has to begin anew."""
-        if (self.directory / SUMMARY).exists():
-            raise RunError(
-                f"run directory {self.directory}",
-                "the run is complete",
-                "an unfinished run",
-                "look at its report.html, or start a new run without --resume",
-            )
-        # the main process chooses, so that what it takes away is not looked for by others
-        chosen = agree(self.accelerator, lambda: self._choose(name))
-        if chosen == self.directory:
-            return None
-        state = checkpoint.load(chosen, verify=False)  # it was looked at when it was chosen
-        old, new = state["config"], changes.snapshot(self.resolved)
-        done = int(state["index"])
-        begun = done + (state["stage"] is not None)
-        changed = changes.check(old, new, begun, done, f"checkpoint {chosen}", allow=allow)
-        if self._main:
-            if changed:
-                self._take_over(chosen, state, changed)
-            self._shelf.forget_after(chosen)
-            self._metrics.cut(state["metrics"])
-            self._timings.cut(state["timings"])
-        self.accelerator.wait_for_everyone()
-        return state
-
-    def _choose(self, name: str | None) -> Path:
-        """The folder of the checkpoint to go on from; the run directory itself if there is none yet."""
-        self._shelf.clean()
-        chosen = self._shelf.choose(name, self._command)
-        if chosen is None:
-            self._metrics.cut(0)
-            self._timings.cut(0)
-        return chosen or self.directory
-
-    def _take_over(self, chosen: Path, state: State, changed: list[changes.Change]) -> None:
-        """From now on the run is configured as it is today, and says since when."""
-        path = self.directory / PROVENANCE
-        facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        facts.setdefault("changed", []).append({"at": chosen.name, "settings": [str(change) for change in changed]})
-        write_json(path, facts)
-        checkpoint.save(chosen, {**state, "config": changes.snapshot(self.resolved)})
-        self._write_registry()
-        for change in changed:
-            self.display.say(f"changed: {change}")
-
     def _restore(self, state: State | None) -> tuple[int, dict[str, Any]]:
         """Put everything back where a checkpoint left it; returns the stage to go on with and the results so far."""
         if state is None:
             return 0, {}
         self.artefacts, self.warnings = state["artefacts"], list(state["warnings"])
         self._global_step, self._steps = state["global_step"], state["steps"]
-        self._index = state["index"]
+        self._kept.stage = state["index"]
         self.policy.load_state_dict(state["policy"])
         if "reference" in self.artefacts:
             self.policy.set_reference(str(self.directory / "references" / self.artefacts["reference"]))
@@ -462,14 +392,9 @@ class Runner:
     def _write_head(self) -> None:
         """What is known before the first step: the resolved registry and where everything comes from."""
         if self._main:
-            self._write_registry()
+            write_registry(self.resolved, self.directory)
             facts = provenance(self.resolved, self.context.device, self.accelerator.num_processes)
             write_json(self.directory / PROVENANCE, facts)
-
-    def _write_registry(self) -> None:
-        text = io.StringIO()
-        YAML().dump(self.resolved.to_dict(), text)
-        write_atomically(self.directory / REGISTRY, text.getvalue())
 
     def _start_trackers(self) -> None:
         if self.resolved.settings.trackers:

@@ -45,7 +45,7 @@ REINFORCE = "rlhf_plugin_reinforce.optimizer:Reinforce"
 GRPO = {"baseline": "group", "scale": "std", "aggregation": "seq-mean-token-mean"}
 DAPO = {"baseline": "group", "scale": "std", "aggregation": "token-mean", "clip_high": 0.28}
 
-# name -> class, config on the two toys, steps there, config on the desk, steps there (0: left out)
+# name -> class, config on the two toys, steps there, config on the desk, steps there
 LEARNERS: dict[str, tuple[str, dict[str, Any], int, dict[str, Any], int]] = {
     "ppo": ("rlhf_plugin_ppo.optimizer:PPO", TOY_PPO, 60, {**DESK, "minibatch_size": 32, "learning_rate": 3e-4}, 60),
     "ppo-max": ("rlhf_plugin_ppo.optimizer:PPO",
@@ -73,15 +73,15 @@ LEARNERS: dict[str, tuple[str, dict[str, Any], int, dict[str, Any], int]] = {
              60,
              {"prompts_per_step": 64, "learning_rate": 3e-4, "q_coef": 0.5, "replay_ratio": 2}, 60),
     "trpo": ("rlhf_plugin_trpo.optimizer:TRPO", {"prompts_per_step": 64, "learning_rate": 1e-2, "max_kl": 0.05}, 60,
-             {"prompts_per_step": 64, "learning_rate": 1e-3, "max_kl": 0.02, "fisher_tokens": 300, "cg_iterations": 10},
-             60),
+             {"prompts_per_step": 64, "learning_rate": 1e-3, "fisher_tokens": 300, "cg_iterations": 10}, 60),
     "es": ("rlhf_plugin_es.optimizer:ES",
            {"prompts_per_step": 16, "population": 32, "sigma": 0.1,
             "learning_rate": {"schedule": "cosine", "start": 0.4, "end": 0.04}}, 100,
            {"prompts_per_step": 8, "population": 16, "sigma": 0.02, "learning_rate": 0.02}, 60),
     "ilql": ("rlhf_plugin_ilql.optimizer:ILQL",
              {"learning_rate": {"schedule": "cosine", "start": 1e-2}, "batch_size": 128, "target_rate": 0.3,
-              "cql_coef": 0.02, "imitation_coef": 1.0}, 1000, {}, 0),
+              "cql_coef": 0.02, "imitation_coef": 1.0}, 1000,
+             {"learning_rate": {"schedule": "cosine", "start": 1e-3, "warmup": 10}, "beta": 8}, 400),
 }  # fmt: skip
 
 
@@ -131,10 +131,11 @@ class Desk:
         from rlhf_core.rl.sampler import Sampler
         from rlhf_core.training import fit_task
 
-        project = load(ROOT / "registry.yaml")
+        project = load(ROOT / "registry.yaml", trust_functions=True)
         wanted = (("policy", "desk-lm"), ("reward", "gold"), ("prompts", "desk"), ("prompts", "desk-held-out"),
-                  ("feedback", "desk-demonstrations"), ("environment", "single-turn"))  # fmt: skip
-        self.policy, gold, self.prompts, held_out, texts, environment = project.build_together(
+                  ("feedback", "desk-demonstrations"), ("feedback", "desk-ratings"),
+                  ("environment", "single-turn"))  # fmt: skip
+        self.policy, gold, self.prompts, held_out, texts, self.ratings, environment = project.build_together(
             *wanted, context=Context(seed=seed)
         )
         sft = SupervisedConfig(epochs=5, learning_rate=Schedule(schedule="cosine", start=2e-3, warmup=10))
@@ -154,7 +155,9 @@ class Desk:
         """(objective, gold, KL) on held-out prompts."""
         rollout, _ = self.sampler.rollout(self.held_out, 1, self.sampling, self.needs, seed=2)
         gold = float(rollout.score.mean())
-        kl = float((rollout.logprobs - rollout.reference_logprobs).sum(1).mean())
+        # of what has spoken: the policy as it is steered, if it is
+        logprobs = rollout.logprobs if rollout.behaviour_logprobs is None else rollout.behaviour_logprobs
+        kl = float((logprobs - rollout.reference_logprobs).sum(1).mean())
         return gold - KL_COEF * kl, gold, kl
 
     def train(self, name: str, seed: int) -> dict[str, Any]:
@@ -166,11 +169,11 @@ class Desk:
         self.policy.network.value_head = self.policy.network.value_trunk = None
         self.policy.network.action_values = self.policy.network.action_values[:0]
         self.policy.network.lm.load_state_dict(self.start)
+        self.policy.steering = 0.0
         cls = optimizer_class(path)
         optimizer = cls(cls.Config.model_validate(config), Context("optimizer", name, seed))
-        data = StageData(
-            self.sampler, self.prompts, [], [self.kl], self.sampling, optimizer.config.needs | self.needs, steps
-        )
+        needs = optimizer.config.needs | self.needs
+        data = StageData(self.sampler, self.prompts, [self.ratings], [self.kl], self.sampling, needs, steps)
         optimizer.bind(self.policy, steps)
         first = self.measure()
         curve, seconds, seen = [(0, first[0])], 0.0, 0
@@ -182,8 +185,8 @@ class Desk:
             optimizer.step(data)
             seconds += time.perf_counter() - begun
             seen = data.used * int(config.get("samples_per_prompt", 1))
-            if (step + 1) % 15 == 0:
-                curve.append((step + 1, self.measure()[0]))
+            if (step + 1) % (steps // 10) == 0:
+                curve.append((100 * (step + 1) // steps, self.measure()[0]))
         objective, gold, kl = self.measure()
         way = (objective - first[0]) / (self.optimum - first[0])
         return {"curve": curve, "samples": seen, "seconds": seconds, "reward": gold, "kl": kl, "objective": objective,
@@ -244,7 +247,7 @@ def plot(task: str, found: dict[str, list[dict[str, Any]]], folder: Path) -> Non
             continue  # offline: all of its data is there from the start
         means = [statistics.mean(run["curve"][i][1] for run in runs) for i in range(len(places))]
         axes.plot(places, means, styles[number // 10 % 3], label=name, linewidth=1.4)
-    axes.set_xlabel("steps" if task == "desk" else "samples")
+    axes.set_xlabel("% of the steps" if task == "desk" else "samples")
     axes.set_ylabel(f"gold - {KL_COEF} KL" if task == "desk" else "mean reward of fresh samples")
     if task == "desk":
         optimum = statistics.mean(run["optimum"] for run in next(iter(found.values())))
@@ -295,11 +298,10 @@ def main() -> None:
     names = args.names or list(LEARNERS)
     everything: dict[str, Any] = {}
     for task in args.tasks:
-        chosen = [name for name in names if task != "desk" or LEARNERS[name][4]]
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         for seed in args.seeds:
             desk = Desk(seed) if task == "desk" else None
-            for name in chosen:
+            for name in names:
                 run = desk.train(name, seed) if desk is not None else toy(task, name, seed)
                 found[name].append(run)
                 shown = {key: value for key, value in run.items() if key != "curve"}

@@ -19,6 +19,7 @@ from rlhf_core.functional import (
     coral_loss,
     davidson_loss,
     discounted_returns,
+    explained_variance,
     gae,
     group_advantages,
     kl_estimate,
@@ -174,6 +175,7 @@ def test_gradients_are_right(name: str) -> None:
         (lambda a, b: masked_mean(a, b), "masked_mean: mask has shape (2, 4), expected (2, 3)"),
         (lambda a, b: masked_var(a, b), "masked_var: mask has shape (2, 4), expected (2, 3)"),
         (lambda a, b: masked_whiten(a, b), "masked_whiten: mask has shape (2, 4), expected (2, 3)"),
+        (lambda a, b: explained_variance(a, b, a), "explained_variance: returns has shape (2, 4), expected (2, 3)"),
         (lambda a, b: aggregate(a, b, "token-mean"), "aggregate: mask has shape (2, 4), expected (2, 3)"),
         (lambda a, b: discounted_returns(a, b, gamma=1), "discounted_returns: mask has shape (2, 4), expected (2, 3)"),
         (lambda a, b: gae(a, b, a, gamma=1, lam=1), "gae: values has shape (2, 4), expected (2, 3)"),
@@ -293,11 +295,47 @@ def test_rounding_of_the_mean_is_not_blown_up_by_whitening() -> None:
     assert masked_whiten(x, torch.ones_like(x)).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize(("values", "expected"), [
+    ([1, 3, 5], 1), ([11, 13, 15], 1), ([2, 2, 2], 0), ([5, 3, 1], -3), ([1, 3, 3], 2 / 3),
+])  # fmt: skip
+def test_explained_variance_by_hand(values: list[float], expected: float) -> None:
+    """Returns 1, 3, 5 have variance 4; what is masked counts in neither."""
+    returns, mask = f64([[1, 3], [math.inf, 5]]), torch.tensor([[1, 1], [0, 1]])
+    given = f64([values[:2], [math.nan, values[2]]])
+    assert explained_variance(given, returns, mask) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-8, 1.0, 300.0])
+def test_returns_that_differ_by_rounding_alone_leave_nothing_to_explain(scale: float) -> None:
+    """Advantage + value of a constant return: in float32 it is not constant to the last bit."""
+    values = scale * torch.randn(20, 50, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(20, 50)
+    returns = (scale - values) + values
+    assert scale < 1 or len(returns.unique()) > 1
+    assert explained_variance(values, returns, mask) == 0
+
+
+def test_small_rewards_can_be_foreseen_too() -> None:
+    returns = 1e-7 * torch.randn(20, 50, generator=torch.Generator().manual_seed(0))
+    assert explained_variance(returns, returns, torch.ones(20, 50)) == 1
+
+
 # Returns and advantages
 
 
 def test_discounted_returns_worked_example() -> None:
     close(discounted_returns(f64([[3, 4, 5, 4]]), torch.ones(1, 4), gamma=0.9), [[13.566, 11.74, 8.6, 4]])
+
+
+def test_advantages_of_the_worked_example() -> None:
+    """The second token's is 11.74 less its value 9.5 at lambda 1, and 4 + 0.9 x 6 - 9.5, the TD error, at lambda 0."""
+    rewards, values, ones = f64([[3, 4, 5, 4]]), f64([[10, 9.5, 6, 4.5]]), torch.ones(1, 4)
+    advantages, returns = gae(rewards, values, ones, gamma=0.9, lam=1.0)
+    close(advantages, [[3.566, 2.24, 2.6, -0.5]])
+    close(returns, [[13.566, 11.74, 8.6, 4]])
+    advantages, returns = gae(rewards, values, ones, gamma=0.9, lam=0.0)
+    close(advantages, [[1.55, -0.1, 3.05, -0.5]])
+    close(returns, [[11.55, 9.4, 9.05, 4]])
 
 
 def test_returns_step_over_a_hole_without_an_extra_gamma() -> None:
@@ -348,8 +386,9 @@ def test_gae_with_lambda_1_is_return_minus_value_and_with_0_one_step(seed: int, 
     advantages, returns = gae(rewards, values, mask, gamma=gamma, lam=1)
     close(returns, discounted_returns(rewards, mask, gamma=gamma))
     close(advantages[mask], (returns - values)[mask])
-    last = gae(rewards[:, :1], values[:, :1], mask[:, :1], gamma=gamma, lam=0)[0]
-    close(last, torch.where(mask[:, :1], rewards[:, :1] - values[:, :1], 0))
+    for got, r, v, keep in zip(gae(rewards, values, mask, gamma=gamma, lam=0)[0], rewards, values, mask, strict=True):
+        steps = list(zip(r[keep].tolist(), v[keep].tolist(), [*v[keep].tolist()[1:], 0.0], strict=False))
+        close(got[keep], [now + gamma * later - value for now, value, later in steps])
 
 
 def test_width_zero_gives_width_zero() -> None:

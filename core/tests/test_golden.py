@@ -37,8 +37,12 @@ from rlhf_core.functional import (
     token_logprobs,
     weighted_likelihood_loss,
 )
-from rlhf_core.interfaces import Sampling, Schedule
+from rlhf_core.components.config import KLConfig
+from rlhf_core.components.kl import KL
+from rlhf_core.interfaces import Context, Sampling, Schedule
 from rlhf_core.policies.drawing import restrict
+from rlhf_core.records import Prompt, Rollout, Sample
+from rlhf_core.rl.rewards import token_rewards
 from torch import Tensor
 
 PATH = Path(os.environ.get("RLHF_GOLDEN") or Path(__file__).resolve().parents[2] / "../shared/golden/golden.json")
@@ -222,12 +226,20 @@ def kl_verl(i: dict[str, Any], e: dict[str, Any]) -> None:
         same(torch.stack(sums), e["masked_seq_sum"])
 
 
-@case("rewards/last_token_clip")  # the KL part, on every token but the one that also gets the score; peer in float32
+@case("rewards/last_token_clip")  # peer in float32
 def kl_reward(i: dict[str, Any], e: dict[str, Any]) -> None:
-    mask = t(i["mask"]).bool()
-    last = torch.arange(mask.shape[1]) == mask.sum(1, keepdim=True) - 1
-    rewards = -i["kl_coef"] * kl_estimate(t(i["old_logprob"]), t(i["ref_logprob"]), kind="k1")
-    same(rewards[mask & ~last], t(e["rewards"])[mask & ~last].tolist(), 1e-6)
+    """A clipped score, placed on the last token, and the `kl` shaper over it."""
+    mask, score = t(i["mask"]).bool(), t(i["score"]).clamp(*i["reward_clip"])
+    rows, ids = torch.arange(len(mask)), torch.zeros(mask.shape, dtype=torch.long)
+    rollout = Rollout(
+        samples=(Sample(Prompt(text="?"), "!"),) * len(mask), prompt_ids=ids[:, :1], prompt_mask=ids[:, :1] == 0,
+        response_ids=ids, attention=mask, mask=mask, logprobs=t(i["old_logprob"]), truncated=rows < 0, groups=rows,
+        sample_ids=rows, reference_logprobs=t(i["ref_logprob"]), scores={},
+    )  # fmt: skip
+    nobody: Any = None  # nothing with spans has scored, so neither mix nor policy is asked
+    placed = token_rewards(rollout, score.float(), nobody, nobody)
+    shaped, _ = KL(KLConfig(coef=i["kl_coef"]), Context()).shape(placed, rollout)
+    same(shaped.double(), e["rewards"], 1e-6)
 
 
 # Losses

@@ -9,7 +9,17 @@ import torch
 from pydantic import Field, ValidationError
 from rlhf_core.components.config import KLConfig
 from rlhf_core.components.kl import KL
-from rlhf_core.interfaces import Config, Context, Needs, Sampling, Scheduled, value_at, within
+from rlhf_core.interfaces import (
+    Config,
+    Context,
+    Needs,
+    OptimizerSettings,
+    Sampling,
+    Schedule,
+    Scheduled,
+    value_at,
+    within,
+)
 from rlhf_core.testing import example_data, tiny_policy
 
 
@@ -47,7 +57,28 @@ def test_bounds_hold_at_both_ends(options: dict[str, Any], words: str) -> None:
 
 
 def test_a_constant_schedule_has_no_end() -> None:
-    assert value_at(Options(maybe={"schedule": "constant", "start": 1}).maybe or 0.0, 7, 10) == 1
+    constant = Options(maybe={"schedule": "constant", "start": 1})
+    assert value_at(constant.maybe or 0.0, 7, 10) == 1
+    assert Options(**constant.model_dump()) == constant  # as a run writes it down, with an end of 0
+    with pytest.raises(ValidationError, match="a constant schedule has no end, got 0.5; leave it out, or take linear"):
+        Options(rate={"schedule": "constant", "start": 1, "end": 0.5})
+
+
+def test_the_least_value_of_an_inverse_square_root_lies_below_its_start() -> None:
+    words = "got start 0.1 and end 0.2; the end of inverse-sqrt is the least value it falls to: give one below start"
+    with pytest.raises(ValidationError, match=words):
+        Options(rate={"schedule": "inverse-sqrt", "start": 0.1, "end": 0.2})
+
+
+@pytest.mark.parametrize(("config", "option"), [
+    (OptimizerSettings, "learning_rate"), (Sampling, "temperature"), (KLConfig, "coef"),
+])  # fmt: skip
+def test_rates_temperatures_and_coefficients_never_end_below_zero(config: Any, option: str) -> None:
+    words = rf"{option}\n.*got end -0.1 of the cosine schedule, expected 0 or more"
+    with pytest.raises(ValidationError, match=words):
+        config(**{option: {"schedule": "cosine", "start": 1.0, "end": -0.1}})
+    kept = getattr(config(**{option: {"schedule": "cosine", "start": 1.0, "end": 0.7}}), option)
+    assert kept == Schedule(schedule="cosine", start=1.0, end=0.7)
 
 
 def test_a_temperature_cannot_be_scheduled_to_zero() -> None:

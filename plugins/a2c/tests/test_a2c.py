@@ -369,6 +369,14 @@ def test_explained_variance() -> None:
         assert optimizer.stats["value/explained_variance"] == pytest.approx(expected)
 
 
+def test_what_is_logged_of_returns_and_advantages_by_hand() -> None:
+    """Returns 4, 1 and 2, as are the advantages of a critic that says 0: mean 7/3, squares 25/9, 16/9, 1/9 over 2."""
+    optimizer = make()
+    optimizer.prepare(made_up([[3.0, 1], [2, 0]], [[0.0, 0], [0, 0]], [[1, 1], [1, 0]]))
+    assert optimizer.stats["value/returns"] == pytest.approx(7 / 3)
+    assert optimizer.stats["value/advantage_std"] == pytest.approx((7 / 3) ** 0.5)
+
+
 def test_from_python_without_a_registry() -> None:
     optimizer = A2C(A2CConfig(prompts_per_step=6, minibatch_size=6), Context())
     policy = Table(6)

@@ -131,6 +131,11 @@ def test_returns_by_hand() -> None:
     assert ppo.returns == pytest.approx((13.566 + 11.74 + 8.6 + 4) / 4)
 
 
+def test_at_lambda_0_the_advantage_is_the_td_error() -> None:
+    prepared = ppo_of(lam=0.0).prepare(made_up([[3, 4, 5, 4]], [[10, 9.5, 6, 4.5]], [[1, 1, 1, 1]]))
+    close(prepared["advantages"], 3 + 8.55 - 10, 4 + 5.4 - 9.5, 5 + 4.05 - 6, 4 - 4.5)
+
+
 def test_gae_by_hand() -> None:
     prepared = ppo_of(gamma=1.0, lam=0.5).prepare(made_up([[0.0, 0, 1]], [[0.5, 0.5, 0.5]], [[1, 1, 1]]))
     close(prepared["advantages"], 0.125, 0.25, 0.5)  # deltas 0, 0, 0.5
@@ -210,7 +215,7 @@ def test_a_rollout_without_values_is_an_error_in_words() -> None:
 
 
 def loss_gradients(advantages: list[float], ratios: list[float], *, entropy: list[float] | None = None,
-                   **config: Any) -> tuple[list[float], dict[str, Any]]:  # fmt: skip
+                   step: tuple[int, int] = (0, 1), **config: Any) -> tuple[list[float], dict[str, Any]]:  # fmt: skip
     """d loss / d logprobs of tokens whose probability has changed by `ratios`, the critic being right."""
     n = len(advantages)
     rollout = made_up([[0.0] * n], [[0.0] * n], [[1] * n])
@@ -218,7 +223,9 @@ def loss_gradients(advantages: list[float], ratios: list[float], *, entropy: lis
     entries = {"advantages": torch.tensor([advantages]), "returns": torch.zeros(1, n)}
     logprobs = torch.zeros(1, n, requires_grad=True)
     new = Outputs(logprobs, values=torch.zeros(1, n), entropy=None if entropy is None else torch.tensor([entropy]))
-    loss, stats = ppo_of(**config).loss(Batch(rollout, entries, float(n), 1.0), new)
+    ppo = ppo_of(**config)
+    ppo.progress = step
+    loss, stats = ppo.loss(Batch(rollout, entries, float(n), 1.0), new)
     loss.backward()
     assert logprobs.grad is not None
     return logprobs.grad[0].tolist(), {**stats, "loss": loss.detach()}
@@ -246,6 +253,22 @@ def test_dual_clip_bounds_the_loss_of_bad_tokens_that_became_likely() -> None:
 
 def test_the_upper_clip_can_be_another_one() -> None:
     assert loss_gradients([1, -1], [1.3, 0.7], clip_high=0.4)[0] == pytest.approx([-1.3 / 2, 0])
+
+
+def test_clips_and_the_entropy_bonus_follow_their_schedules() -> None:
+    def gradient(step: int, **config: Any) -> Any:
+        return loss_gradients([1, -1], [1.3, 0.7], step=(step, 10), **config)[0]
+
+    closing = Schedule(schedule="linear", start=0.4, end=0.2)
+    within, beyond = [-1.3 / 2, 0.7 / 2], [0, 0]
+    for step, expected in ((0, within), (9, beyond)):  # 0.4 and 0.22 of room
+        assert gradient(step, clip=closing) == pytest.approx(expected)
+        assert gradient(step, clip=0.1, clip_high=closing) == pytest.approx([expected[0], 0])
+        assert gradient(step, clip=closing, clip_high=0.1) == pytest.approx([0, expected[1]])
+    fading = Schedule(schedule="linear", start=0.2, end=0.1)
+    for step, coef in ((0, 0.2), (5, 0.15)):
+        _, stats = loss_gradients([0, 0], [1, 1], entropy=[1, 3], entropy_coef=fading, step=(step, 10))
+        assert float(stats["loss"]) == pytest.approx(-2 * coef)
 
 
 def test_values_are_pulled_towards_the_returns_and_not_where_clipped() -> None:

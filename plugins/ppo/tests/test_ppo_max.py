@@ -43,13 +43,6 @@ def test_advantages_are_held_within_the_clip() -> None:
     assert prepared["returns"][:, 0].tolist() == pytest.approx([0.2, 3.0, -4.0]), "what the critic learns is not"
 
 
-def test_the_clip_range_follows_its_schedule() -> None:
-    ppo = make_ppo(make_policy(), clip=Schedule(schedule="linear", start=0.4, end=0.2))
-    assert ppo.now(ppo.config.clip) == pytest.approx(0.4)
-    ppo.progress = (5, 10)
-    assert ppo.now(ppo.config.clip) == pytest.approx(0.3)
-
-
 def test_the_critic_has_a_learning_rate_of_its_own() -> None:
     policy = make_policy(critic="separate")
     nudge(policy)

@@ -162,6 +162,12 @@ def paid(*scores: float) -> Rollout:
     )
 
 
+def test_without_a_baseline_no_step_is_compared_with_those_before() -> None:
+    optimizer = make(baseline="none", minibatch_size=2)
+    assert [optimizer.step(Given(paid(2.0, 4.0)))["baseline/mean"] for _ in range(2)] == [0, 0]
+    assert optimizer.prepare(paid(5.0))["advantages"].tolist() == [[5, 0, 0]]
+
+
 def test_an_abstained_step_leaves_the_moving_average() -> None:
     optimizer = make(baseline="moving-average", minibatch_size=2)
     optimizer.step(Given(paid(2.0, 4.0)))
@@ -172,18 +178,20 @@ def test_an_abstained_step_leaves_the_moving_average() -> None:
 
 
 def test_greedy_responses_are_asked_for_as_the_stage_samples_and_come_first() -> None:
-    optimizer = make(Table(2), baseline="greedy", prompts_per_step=2, samples_per_prompt=2, minibatch_size=4)
+    optimizer = make(Table(2), baseline="greedy", prompts_per_step=2, samples_per_prompt=2, minibatch_size=4, kl_coef=0.1)
     greedy = made_up([[0, 5], [1, 1]], [[1, 1], [1, 1]])
     data = Given(made_up([[0, 6], [1, 4], [2, 0], [0, 9]], [[1, 1], [1, 1], [1, 0], [1, 1]]), greedy)
     rollout = optimizer.sample(data)
     (prompts, first), (again, second) = data.asked
     assert first["sampling"] == data.sampling.model_copy(update={"temperature": 0.0})
     assert (first["sampling"].max_new_tokens, first["sampling"].stop) == (7, ("!",))
+    assert first["needs"] == Needs(), "its returns are all that is used"
     assert "sampling" not in second
     assert second["samples_per_prompt"] == 2
     assert prompts is again
     # the greedy responses earned 5 and 2, for the prompt of the first two samples and for that of the others
     assert optimizer.prepare(rollout)["advantages"].tolist() == [[1, 1], [0, -1], [0, 0], [7, 7]]
+    assert optimizer.prepare(rollout.select([3, 0, 2, 1]))["advantages"].tolist() == [[7, 7], [1, 1], [0, 0], [0, -1]]
     assert optimizer.stats["baseline/mean"] == 3.5
 
 
@@ -205,6 +213,17 @@ def test_leave_one_out_and_group_by_hand() -> None:
     assert scaled[2] == pytest.approx([4 / spread, 0, 4 / spread])
     whole = 7.7**0.5  # scores 1, 3, 8, 2, 2: mean 3.2, squares 4.84, 0.04, 23.04, 1.44, 1.44, over 4
     assert advantages(rollout, baseline="group", scale="batch-std", scale_eps=1e-12)[2][0] == pytest.approx(4 / whole)
+
+
+@pytest.mark.parametrize(("baseline", "expected"), [
+    ("leave-one-out", [[0, -4, -4], [4, 4, 0]]), ("greedy", [[0, 2, 1], [6, 3, 0]]),
+])  # fmt: skip
+def test_a_response_that_another_speaker_begins_earns_what_its_own_tokens_earn(baseline: str, expected: Any) -> None:
+    rollout = made_up([[0, 1, 2], [3, 4, 0]], [[0, 1, 1], [1, 1, 0]], [0, 0])  # 3 and 7
+    optimizer = make(baseline=baseline, samples_per_prompt=2)
+    optimizer.greedy = torch.tensor([1.0])
+    assert optimizer.prepare(rollout)["advantages"].tolist() == expected
+    assert optimizer.mean_return == 5
 
 
 def test_an_abstained_sample_counts_in_no_deviation() -> None:
@@ -265,11 +284,17 @@ def test_the_clip_holds_back_what_has_gone_far_enough() -> None:
     assert found[0][1] == pytest.approx(-1.3 / 6), "the upper bound of DAPO lies further away"
     assert found[0][4] == 0
     assert stats["policy/clip_fraction"] == pytest.approx(1 / 6)
+    _, stats = loss_gradients([[0.0, 0.0]], [[5.0, 0.1]], clip=0.2)
+    assert stats["policy/clip_fraction"] == 0, "nothing asks to go anywhere"
 
 
 def test_a_scheduled_clip_closes() -> None:
     clip = {"schedule": "linear", "start": 0.4, "end": 0.2}
     at_first, at_last = (loss_gradients([[1.0]], [[1.3]], clip=clip, step=(s, 10))[0] for s in (0, 9))
+    assert at_first == [[pytest.approx(-1.3)]]
+    assert at_last == [[0]]
+    upper = {"clip": 0.1, "clip_high": clip}
+    at_first, at_last = (loss_gradients([[1.0]], [[1.3]], **upper, step=(s, 10))[0] for s in (0, 9))
     assert at_first == [[pytest.approx(-1.3)]]
     assert at_last == [[0]]
 
@@ -302,9 +327,11 @@ def test_the_kl_to_the_reference_by_hand() -> None:
     assert halfway[0] == pytest.approx([0.025, -0.05])
 
 
-def test_nan_in_masked_references_reaches_no_gradient() -> None:
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_nan_in_masked_references_reaches_no_gradient(estimator: str) -> None:
     reference = {"reference_logprobs": torch.tensor([[0.0, math.nan]])}
-    found, _ = loss_gradients([[1.0, 0.0]], [[1.0, 1.0]], [[1, 0]], kl_coef=0.1, entries=reference)
+    options = {"kl_coef": 0.1, "kl_estimator": estimator, "entries": reference}
+    found, _ = loss_gradients([[1.0, 0.0]], [[1.0, 1.0]], [[1, 0]], **options)
     assert found == [[-1, 0]]
 
 
@@ -313,6 +340,9 @@ def test_the_entropy_bonus_is_aggregated_like_the_rest() -> None:
     assert stats["loss"] == pytest.approx(-0.4)  # entropies 1 and 3, summed over the response
     assert stats["policy/entropy_exact"] == 2
     _, stats = loss_gradients([[0.0, 0.0]], [[1.0, 1.0]], entropy_coef=0.1, aggregation="token-mean")
+    assert stats["loss"] == pytest.approx(-0.2)
+    fading = {"schedule": "linear", "start": 0.1, "end": 0.0}
+    _, stats = loss_gradients([[0.0, 0.0]], [[1.0, 1.0]], entropy_coef=fading, step=(5, 10))
     assert stats["loss"] == pytest.approx(-0.2)
 
 

@@ -28,7 +28,7 @@ from .losses import (
     rank_correlation,
     weighted_likelihood_loss,
 )
-from .masked import Aggregation, aggregate, masked_mean, masked_var, masked_whiten
+from .masked import Aggregation, aggregate, explained_variance, masked_mean, masked_var, masked_whiten
 
 __all__ = [
     "Aggregation",
@@ -41,6 +41,7 @@ __all__ = [
     "coral_loss",
     "davidson_loss",
     "discounted_returns",
+    "explained_variance",
     "gae",
     "group_advantages",
     "kl_estimate",

@@ -10,6 +10,8 @@ from ._tensors import check, choose, divide, like, sqrt, valid
 
 Aggregation = Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 
+_ROUNDING = 1e-10  # of a mean square: the variance that sums over some hundred tokens in float32 may show by rounding
+
 
 def masked_mean(x: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
     """Mean over the valid entries: of all dimensions, or of `dim` (which is dropped).
@@ -38,6 +40,27 @@ def masked_var(x: Tensor, mask: Tensor, *, unbiased: bool = True) -> Tensor:
     """
     check("masked_var", x.shape, mask=mask)
     return like(_variance(_centre(x, mask)[0], mask, unbiased), x)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """How well a critic foresees the returns: `1 - Var(returns - values) / Var(returns)` over all valid entries.
+
+    1 for a perfect critic (up to a constant), 0 for one that says the same everywhere, negative for a worse one. Where
+    the returns differ by no more than rounding, there is nothing to foresee: 0.
+
+    Args:
+        values, returns: same shape, any dtype. mask: same shape, nonzero is valid.
+    Returns:
+        a number, at most 1.
+    Raises:
+        ValueError: shapes differ.
+    """
+    check("explained_variance", values.shape, returns=returns, mask=mask)
+    target = valid(returns, mask)
+    spread, rest = masked_var(target, mask), masked_var(target - valid(values, mask), mask)
+    if spread <= _ROUNDING * masked_mean(target.square(), mask):
+        return 0.0
+    return 1 - float(rest) / float(spread)
 
 
 def masked_whiten(

@@ -6,7 +6,16 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, Tag
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    Tag,
+    model_validator,
+)
 from pydantic_core import core_schema
 
 
@@ -25,6 +34,17 @@ class Schedule(BaseModel):
     start: float = Field(description="the value at the beginning, after the warm-up")
     end: float = Field(default=0.0, description="the value after the last step; of inverse-sqrt the lower bound")
     warmup: int = Field(default=0, ge=0, description="first steps, over which the value rises from 0 to `start`")
+
+    @model_validator(mode="after")
+    def _end_means_something(self) -> Schedule:
+        if self.schedule == "constant" and self.end not in (0.0, self.start):  # 0 is what a saved config has
+            raise ValueError(f"a constant schedule has no end, got {self.end:g}; leave it out, or take linear or cosine")
+        if self.schedule == "inverse-sqrt" and self.end > self.start:
+            raise ValueError(
+                f"got start {self.start:g} and end {self.end:g}; the end of inverse-sqrt is the least value it falls to: "
+                "give one below start"
+            )
+        return self
 
     def at(self, step: int, total: int) -> float:
         """The value at `step` (from 0) of `total`."""

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from rlhf_core.errors import ConfigError
-from rlhf_core.functional import gae, masked_mean, masked_var, masked_whiten
+from rlhf_core.functional import explained_variance, gae, masked_mean, masked_var, masked_whiten
 from rlhf_core.interfaces import Needs, Outputs, StepStats, TrainingData
 from rlhf_core.records import Rollout
 from rlhf_core.rl import Batch, OnPolicyOptimizer
@@ -87,10 +87,8 @@ class A2C(OnPolicyOptimizer[A2CConfig]):
         advantages, returns = n_step_advantages(
             rewards, values, mask, gamma=config.gamma, n_steps=config.n_steps, lam=config.lam, bootstrap=bootstrap
         )  # (B, T) each
-        spread = float(masked_var(returns, mask))
-        missed = float(masked_var(returns - values, mask))
         self.stats = {
-            "value/explained_variance": 1 - missed / spread if spread > 1e-12 else 0.0,
+            "value/explained_variance": explained_variance(values, returns, mask),
             "value/returns": float(masked_mean(returns, mask)),
             "value/advantage_std": float(masked_var(advantages, mask)) ** 0.5,
         }

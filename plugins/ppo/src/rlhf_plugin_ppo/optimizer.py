@@ -19,7 +19,14 @@ from typing import Any
 
 import torch
 from rlhf_core.errors import ConfigError
-from rlhf_core.functional import gae, masked_mean, masked_var, masked_whiten, ppo_policy_loss, ppo_value_loss
+from rlhf_core.functional import (
+    explained_variance,
+    gae,
+    masked_mean,
+    masked_whiten,
+    ppo_policy_loss,
+    ppo_value_loss,
+)
 from rlhf_core.interfaces import (
     Context,
     LossSum,
@@ -83,7 +90,7 @@ class PPO(OnPolicyOptimizer[PPOConfig]):
         advantages, returns = gae(
             rewards, values, rollout.mask, gamma=config.gamma, lam=self.lam, bootstrap=bootstrap
         )  # (B, T) each
-        self.explained = _explained_variance(values, returns, rollout.mask)
+        self.explained = explained_variance(values, returns, rollout.mask)
         self.returns = float(masked_mean(returns, rollout.mask))
         if config.whiten_advantages:
             advantages = masked_whiten(advantages, rollout.mask)
@@ -161,9 +168,3 @@ def _demonstrations(data: TrainingData, context: Context) -> list[Demonstration]
         raise ConfigError(f"{context.where} ptx_coef", "no demonstration in the stage's feedback", "text to learn from",
                           "name a source of demonstrations in the optimize stage: feedback: [ID]")  # fmt: skip
     return found
-
-
-def _explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns): 1 for a perfect critic, 0 for a constant one, negative for a worse."""
-    spread = float(masked_var(returns, mask))
-    return 1 - float(masked_var(returns - values, mask)) / spread if spread > 1e-12 else 0.0

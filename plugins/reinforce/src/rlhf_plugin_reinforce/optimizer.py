@@ -149,7 +149,7 @@ class Reinforce(OnPolicyOptimizer[ReinforceConfig]):
         """(B,), whatever the samples themselves earn; nan where the reward abstained on the greedy response."""
         if self.config.baseline == "greedy":
             return self.greedy[rollout.sample_ids // self.config.samples_per_prompt]  # samples of a prompt: in a row
-        return torch.full_like(totals, self.average if self.config.baseline == "moving-average" else 0.0)
+        return torch.full_like(totals, self.average)  # 0 without a moving average
 
     # --- the loss ---
 
@@ -159,7 +159,7 @@ class Reinforce(OnPolicyOptimizer[ReinforceConfig]):
         count = batch.token_count if config.aggregation == "token-mean" else batch.sample_count
         count *= config.norm_tokens or 1  # Dr. GRPO: each response counts a fixed length
 
-        ratio = torch.where(mask, new.logprobs.detach() - batch.logprobs, 0.0).exp()  # (B, T)
+        ratio = (new.logprobs.detach() - batch.logprobs).exp()  # (B, T)
         stats = {"policy/ratio": batch.token_mean(ratio)}
         if config.clip is None:
             loss = aggregate(-advantages * new.logprobs, mask, config.aggregation, count)

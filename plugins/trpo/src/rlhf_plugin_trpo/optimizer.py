@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 from rlhf_core.errors import ConfigError
-from rlhf_core.functional import gae, masked_mean, masked_var, masked_whiten
+from rlhf_core.functional import explained_variance, gae, masked_mean, masked_whiten
 from rlhf_core.interfaces import Needs, Policy, PolicyOptimizer, State, StepStats, TrainingData, Traits
 from rlhf_core.randomness import derive_seed
 from rlhf_core.records import Rollout
@@ -134,8 +134,7 @@ class TRPO(PolicyOptimizer[TRPOConfig]):
             raise ConfigError(self.context.where, "a rollout without rewards, values, or the value beyond a cut",
                               "all that `config.needs` asks for", "pass it to the data that rolls out")  # fmt: skip
         advantages, returns = gae(rewards, values, rollout.mask, gamma=config.gamma, lam=self.lam, bootstrap=bootstrap)
-        spread, rest = (float(masked_var(x, rollout.mask)) for x in (returns, advantages))
-        stats = {"value/explained_variance": 1 - rest / spread if spread > 1e-12 else 0.0,
+        stats = {"value/explained_variance": explained_variance(values, returns, rollout.mask),
                  "value/returns": float(masked_mean(returns, rollout.mask))}  # fmt: skip
         if config.whiten_advantages:
             advantages = masked_whiten(advantages, rollout.mask)

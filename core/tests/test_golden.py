@@ -16,6 +16,8 @@ from typing import Any, cast
 
 import pytest
 import torch
+from rlhf_core.components.config import KLConfig
+from rlhf_core.components.kl import KL
 from rlhf_core.functional import (
     Aggregation,
     KLKind,
@@ -37,8 +39,6 @@ from rlhf_core.functional import (
     token_logprobs,
     weighted_likelihood_loss,
 )
-from rlhf_core.components.config import KLConfig
-from rlhf_core.components.kl import KL
 from rlhf_core.interfaces import Context, Sampling, Schedule
 from rlhf_core.policies.drawing import restrict
 from rlhf_core.records import Prompt, Rollout, Sample

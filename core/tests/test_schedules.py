@@ -60,12 +60,16 @@ def test_a_constant_schedule_has_no_end() -> None:
     constant = Options(maybe={"schedule": "constant", "start": 1})
     assert value_at(constant.maybe or 0.0, 7, 10) == 1
     assert Options(**constant.model_dump()) == constant  # as a run writes it down, with an end of 0
-    with pytest.raises(ValidationError, match="a constant schedule has no end, got 0.5; leave it out, or take linear"):
+    with pytest.raises(
+        ValidationError, match=r"a constant schedule has no end, got 0\.5; leave it out, or take linear"
+    ):
         Options(rate={"schedule": "constant", "start": 1, "end": 0.5})
 
 
 def test_the_least_value_of_an_inverse_square_root_lies_below_its_start() -> None:
-    words = "got start 0.1 and end 0.2; the end of inverse-sqrt is the least value it falls to: give one below start"
+    words = (
+        "got start 0.1 and end 0.2; the end of inverse-sqrt is the least value that it falls to: give one below start"
+    )
     with pytest.raises(ValidationError, match=words):
         Options(rate={"schedule": "inverse-sqrt", "start": 0.1, "end": 0.2})
 

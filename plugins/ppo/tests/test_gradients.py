@@ -153,7 +153,9 @@ def test_elsewhere_it_is_ratio_times_advantage_times_score_but_for_what_is_clipp
             score = torch.autograd.grad(logprob, policy.module.table)[0].sum(0)
             total += float(chances[i]) * ratio * advantage * score
     if high < 1:  # both signs on both sides of the range and within it
-        assert kinds == {(good, *side) for good in (True, False) for side in ((True, False), (False, True), (False, False))}
+        assert kinds == {
+            (good, *side) for good in (True, False) for side in ((True, False), (False, True), (False, False))
+        }
     found = expected_update(policy, old, clip=clip, clip_high=clip_high, lam=1.0)
     torch.testing.assert_close(found, total, rtol=1e-10, atol=1e-12)
 

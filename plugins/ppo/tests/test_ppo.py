@@ -593,7 +593,9 @@ def test_it_learns(architecture: str, critic: str, reward: Any, texts: list[str]
 def test_the_critic_learns_what_prompts_are_worth() -> None:
     """The reward depends on the prompt alone: a good critic explains all of it."""
     policy = make_policy()
-    ppo = make_ppo(policy, 30, learning_rate=Schedule(schedule="linear", start=1e-2), prompts_per_step=16, minibatch_size=16)
+    ppo = make_ppo(
+        policy, 30, learning_rate=Schedule(schedule="linear", start=1e-2), prompts_per_step=16, minibatch_size=16
+    )
     data = stage_data(policy, ppo, lambda prompts, **_: [float("good" in p) for p in prompts], ["good", "bad"])
     history = train(ppo, data, 30)
     assert history[0]["value/explained_variance"] == 0

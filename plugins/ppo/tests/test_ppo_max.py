@@ -81,7 +81,7 @@ def test_a_critic_from_the_reward_model_says_what_it_says() -> None:
     # the reward reads its last token, end of text; the value there is the one after the last token of the response
     out = policy.forward(rollout, Needs(bootstrap=True))
     assert out.bootstrap is not None
-    assert float(out.bootstrap) == pytest.approx(float(reward.score([sample]).values), abs=1e-5)
+    assert float(out.bootstrap.detach()) == pytest.approx(float(reward.score([sample]).values), abs=1e-5)
     trunk = reward.network.trunk.state_dict()
     ppo.step(Given(sampled(policy)))
     assert all(torch.equal(trunk[name], weight) for name, weight in reward.network.trunk.state_dict().items())
@@ -122,8 +122,10 @@ def test_a_policy_without_critic_is_refused() -> None:
 # --- text mixed in ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("micro_batch_tokens", [8192, 1])
-def test_text_adds_the_gradient_of_its_mean_loss_per_token(micro_batch_tokens: int) -> None:
+@pytest.mark.parametrize(("coef", "micro_batch_tokens"), [
+    (0.5, 8192), (0.5, 1), (Schedule(schedule="linear", start=1.0), 8192),
+])  # fmt: skip
+def test_text_adds_the_gradient_of_its_mean_loss_per_token(coef: float | Schedule, micro_batch_tokens: int) -> None:
     policy = make_policy(dtype="float64")
     policy.prepare(Needs(values=True))
     nudge(policy)
@@ -131,12 +133,13 @@ def test_text_adds_the_gradient_of_its_mean_loss_per_token(micro_batch_tokens: i
 
     def found(**config: Any) -> dict[str, torch.Tensor]:
         ppo = make_ppo(policy, **config)
+        ppo.progress = (5, 10)  # halfway from 1 to 0
         if config:
             ppo.demonstrations = policy.demonstrations(DEMONSTRATIONS, held_out=0.0)
         return gradients(policy, ppo, rollout)
 
     plain = found()
-    mixed = found(ptx_coef=0.5, ptx_batch_size=3, micro_batch_tokens=micro_batch_tokens)
+    mixed = found(ptx_coef=coef, ptx_batch_size=3, micro_batch_tokens=micro_batch_tokens)
     encoded = [policy.encode([Sample(record.prompt, record.response)]) for record in DEMONSTRATIONS]
     logprobs = [policy.forward(one, Needs()).logprobs[one.mask] for one in encoded]
     (-0.5 * torch.cat(logprobs).mean()).backward()
@@ -145,18 +148,43 @@ def test_text_adds_the_gradient_of_its_mean_loss_per_token(micro_batch_tokens: i
     assert distance(expected, mixed) < 1e-10
 
 
-def test_every_text_comes_before_any_comes_again() -> None:
+def texts_of(ppo: PPO, data: WithText, steps: int) -> list[set[int]]:
+    """The numbers of the texts that each step mixes in."""
+    task = ppo.demonstrations = ppo.policy.demonstrations(data.records, held_out=0.0)
+    number = {id(example): i for i, example in enumerate(task.train)}
+    drawn, loss = [], task.loss
+
+    def watched(examples: Any) -> Any:
+        drawn.append({number[id(example)] for example in examples})
+        return loss(examples)
+
+    task.loss = watched  # type: ignore[method-assign]
+    for _ in range(steps):
+        ppo.step(data)
+    return drawn
+
+
+def test_every_text_comes_before_any_comes_again_and_each_time_in_another_order() -> None:
     policy = make_policy()
-    ppo = make_ppo(policy, ptx_coef=1.0, ptx_batch_size=1)
-    data = WithText(sampled(policy))
-    seen = []
-    losses = [float(ppo.step(data)["policy/ptx_loss"]) for _ in range(3)]
-    for record in DEMONSTRATIONS:
-        one = make_policy().encode([Sample(record.prompt, record.response)])
-        seen.append(-float(one.logprobs[one.mask].mean()))
-    # the first loss is of an untouched policy: one of the three texts
-    assert min(abs(losses[0] - loss) for loss in seen) < 1e-4
-    assert len({round(loss, 3) for loss in losses}) == 3
+    data = WithText(sampled(policy), [*DEMONSTRATIONS, Demonstration(prompt="say b:", response=" bee")])
+    orders = []
+    for seed in (0, 0, 1):
+        ppo = make_ppo(policy, seed=seed, ptx_coef=1.0, ptx_batch_size=2, learning_rate=0.0)
+        drawn = texts_of(ppo, data, 8)
+        epochs = list(zip(drawn[::2], drawn[1::2], strict=True))
+        assert all(first | second == {0, 1, 2, 3} for first, second in epochs), drawn
+        assert len({tuple(sorted(first)) for first, _ in epochs}) > 1, drawn
+        orders.append(drawn)
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_the_loss_of_the_text_is_logged_without_its_weight() -> None:
+    policy = make_policy()
+    record = DEMONSTRATIONS[1]
+    one = policy.encode([Sample(record.prompt, record.response)])
+    expected = -float(policy.forward(one, Needs()).logprobs[one.mask].mean().detach())
+    ppo = make_ppo(policy, ptx_coef=0.5, ptx_batch_size=1)
+    assert ppo.step(WithText(sampled(policy), [record]))["policy/ptx_loss"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_text_to_mix_in_must_be_there() -> None:

@@ -178,7 +178,9 @@ def test_an_abstained_step_leaves_the_moving_average() -> None:
 
 
 def test_greedy_responses_are_asked_for_as_the_stage_samples_and_come_first() -> None:
-    optimizer = make(Table(2), baseline="greedy", prompts_per_step=2, samples_per_prompt=2, minibatch_size=4, kl_coef=0.1)
+    optimizer = make(
+        Table(2), baseline="greedy", prompts_per_step=2, samples_per_prompt=2, minibatch_size=4, kl_coef=0.1
+    )
     greedy = made_up([[0, 5], [1, 1]], [[1, 1], [1, 1]])
     data = Given(made_up([[0, 6], [1, 4], [2, 0], [0, 9]], [[1, 1], [1, 1], [1, 0], [1, 1]]), greedy)
     rollout = optimizer.sample(data)
@@ -228,8 +230,10 @@ def test_a_response_that_another_speaker_begins_earns_what_its_own_tokens_earn(b
 
 def test_an_abstained_sample_counts_in_no_deviation() -> None:
     rollout = made_up([[1.0], [3.0], [0.0]], [[1], [1], [0]], [0, 0, -3])
-    found = advantages(rollout, baseline="group", scale="batch-std", scale_eps=1e-12)
+    optimizer = make(baseline="group", scale="batch-std", scale_eps=1e-12)
+    found = optimizer.prepare(rollout)["advantages"].tolist()
     assert found == [[pytest.approx(-1 / 2**0.5)], [pytest.approx(1 / 2**0.5)], [0]]
+    assert optimizer.stats["baseline/no_signal"] == 0, "nor among those that teach nothing"
 
 
 def test_batch_whitens_returns_over_all_tokens() -> None:

@@ -38,11 +38,11 @@ class Schedule(BaseModel):
     @model_validator(mode="after")
     def _end_means_something(self) -> Schedule:
         if self.schedule == "constant" and self.end not in (0.0, self.start):  # 0 is what a saved config has
-            raise ValueError(f"a constant schedule has no end, got {self.end:g}; leave it out, or take linear or cosine")
+            raise ValueError(f"a constant schedule has no end, got {self.end:g}; leave it out, or take linear")
         if self.schedule == "inverse-sqrt" and self.end > self.start:
             raise ValueError(
-                f"got start {self.start:g} and end {self.end:g}; the end of inverse-sqrt is the least value it falls to: "
-                "give one below start"
+                f"got start {self.start:g} and end {self.end:g}; the end of inverse-sqrt is the least value that it "
+                "falls to: give one below start"
             )
         return self
 

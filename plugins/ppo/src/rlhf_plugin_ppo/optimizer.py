@@ -67,10 +67,10 @@ class PPO(OnPolicyOptimizer[PPOConfig]):
         return () if rate is None else ((self.policy.value_parameters, rate),)
 
     def bind(self, policy: Policy[Any], total_steps: int) -> None:
-        if self.config.critic_from is not None:
-            id, reward = self.config.critic_from, self.context.component("reward", self.config.critic_from)
+        if (wanted := self.config.critic_from) is not None:
+            reward = self.context.component("reward", wanted)
             if not isinstance(reward, TextReward):
-                raise ConfigError(f"{self.context.where} critic_from", f"reward {id!r} is no network",
+                raise ConfigError(f"{self.context.where} critic_from", f"reward {wanted!r} is no network",
                                   "a reward that is a network over text, such as preference")  # fmt: skip
             policy.prepare(self.config.needs)
             policy.start_critic(reward.network.whole_trunk(), reward.network.head)

@@ -75,6 +75,7 @@ FALLING = {"schedule": "linear", "start": 0.1, "end": -0.1}
     ({"clip_high": 0.28}, "clip_high needs `clip`, the lower bound; usual: clip: 0.2"),
     ({"clip": 1.0}, "clip.*\n.*got 1, expected a number below 1"),
     ({"clip": 0}, "got 0, expected a number above 0"),
+    ({"clip": 0.2, "clip_high": 0}, r"clip_high.*\n.*got 0, expected a number above 0"),
     ({"clip": {"schedule": "linear", "start": 0.2}}, "got end 0 of the linear schedule, expected a number above 0"),
     ({"kl_coef": -1}, "got -1, expected 0 or more"),
     ({"entropy_coef": FALLING}, r"got end -0\.1 of the linear schedule, expected 0 or more"),

@@ -148,7 +148,7 @@ class PPO(OnPolicyOptimizer[PPOConfig]):
         if step >= self.config.value_warmup:
             return ()
         critic = {id(p) for p in self.policy.value_parameters}
-        return [p for p in self.policy.module.parameters() if p.requires_grad and id(p) not in critic]
+        return [p for p in self.policy.module.parameters() if id(p) not in critic]
 
     def step(self, data: TrainingData) -> StepStats:
         if self.config.ptx_coef != 0 and self.demonstrations is None:

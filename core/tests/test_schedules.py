@@ -26,12 +26,15 @@ from rlhf_core.testing import example_data, tiny_policy
 class Options(Config):
     rate: Annotated[Scheduled, within(ge=0, lt=2)] = Field(default=1.0, description="something that changes")
     maybe: Annotated[Scheduled, within(gt=0)] | None = Field(default=None, description="the same, or nothing")
+    share: Annotated[Scheduled, within(gt=0, le=1)] = Field(default=1.0, description="part of a whole")
 
 
 @pytest.mark.parametrize(("schedule", "expected"), [
     ({"schedule": "constant", "start": 0.5}, [0.5, 0.5, 0.5, 0.5, 0.5]),
     ({"schedule": "linear", "start": 1.0, "end": 0.6}, [1.0, 0.9, 0.8, 0.7, 0.6]),
     ({"schedule": "cosine", "start": 1.0, "end": 0.0}, [1.0, 0.853553, 0.5, 0.146447, 0.0]),
+    ({"schedule": "cosine", "start": 1.0, "end": 0.7}, [1.0, 0.956066, 0.85, 0.743934, 0.7]),
+    ({"schedule": "inverse-sqrt", "start": 0.5, "end": 0.3}, [0.5, 0.353553, 0.3, 0.3, 0.3]),
     ({"schedule": "inverse-sqrt", "start": 1.0}, [1.0, 0.707107, 0.577350, 0.5, 0.447214]),
     ({"schedule": "inverse-sqrt", "start": 1.0, "end": 0.6}, [1.0, 0.707107, 0.6, 0.6, 0.6]),
     ({"schedule": "linear", "start": 1.0, "warmup": 2}, [0.5, 1.0, 1.0, 0.5, 0.0]),
@@ -42,7 +45,28 @@ def test_the_way_from_start_to_end(schedule: dict[str, Any], expected: list[floa
     assert [value_at(option, step, 4) for step in range(5)] == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("shape", ["linear", "cosine"])
+def test_beyond_the_last_step_stands_the_end_and_a_warm_up_of_all_steps_leads_to_the_start(shape: Any) -> None:
+    schedule = Schedule(schedule=shape, start=1.0, end=0.6)
+    assert [schedule.at(step, 4) for step in (4, 5, 9)] == [pytest.approx(0.6)] * 3
+    whole = Schedule(schedule=shape, start=1.0, end=0.6, warmup=4)
+    assert [whole.at(step, 4) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def test_bounds_stand_in_the_schema_for_editors() -> None:
+    properties = Options.model_json_schema()["properties"]
+    for option, bounds in (("rate", {"minimum": 0, "exclusiveMaximum": 2}),
+                           ("share", {"exclusiveMinimum": 0, "maximum": 1})):  # fmt: skip
+        number, scheduled = properties[option]["oneOf"]
+        assert number == {"type": "number", **bounds}
+        start, end = (scheduled["allOf"][1]["properties"][name] for name in ("start", "end"))
+        assert start == end == {"type": "number", **bounds}
+
+
 @pytest.mark.parametrize(("options", "words"), [
+    ({"share": 1.5}, r"share\n.*got 1\.5, expected 1 or less"),
+    ({"rate": {"schedule": "linear", "start": 1, "warmup": -1}}, r"warmup\n.*greater than or equal to 0"),
+    ({"rate": {"schedule": "linear", "start": 1, "end": float("nan")}}, r"end\n.*finite number"),
     ({"rate": -0.1}, r"rate\n.*got -0.1, expected 0 or more"),
     ({"rate": 2}, r"rate\n.*got 2, expected a number below 2"),
     ({"rate": {"schedule": "linear", "start": 1, "end": -0.5}}, "got end -0.5 of the linear schedule, expected 0 or more"),
@@ -89,6 +113,12 @@ def test_a_temperature_cannot_be_scheduled_to_zero() -> None:
     with pytest.raises(ValidationError, match=r"between 1.0 and 0.0, expected values above 0: at 0 nothing is drawn"):
         Sampling(temperature={"schedule": "linear", "start": 1.0})
     assert Sampling(temperature=0).truncates and not Sampling(temperature=0.5).truncates
+
+
+def test_a_scheduled_temperature_begins_at_its_start() -> None:
+    sampling = Sampling(temperature={"schedule": "cosine", "start": 1.0, "end": 0.7})
+    assert sampling.heat == 1.0
+    assert [sampling.at(step, 10).temperature for step in (0, 5, 10)] == pytest.approx([1.0, 0.85, 0.7])
 
 
 def test_sampler_and_shapers_follow_the_step() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -20,7 +21,9 @@ from rlhf_core.interfaces import (
     value_at,
     within,
 )
-from rlhf_core.testing import example_data, tiny_policy
+from rlhf_core.stages.config import OptimizeConfig
+from rlhf_core.stages.optimize import Optimize
+from rlhf_core.testing import example_data, tiny_policy, tiny_run
 
 
 class Options(Config):
@@ -137,6 +140,18 @@ def test_sampler_and_shapers_follow_the_step() -> None:
         # old log-probabilities are those at the temperature of the step
         again = policy.forward(rollout, Needs()).logprobs
         torch.testing.assert_close(again.detach(), rollout.logprobs, atol=1e-4, rtol=1e-4)
+
+
+def test_the_stage_tells_the_optimizer_where_it_stands(tmp_path: Path) -> None:
+    """Whatever step it begins with: a resumed run goes on where the schedule was."""
+    run = tiny_run(tmp_path)
+    config = {"optimizer": "toy", "prompts": "toy", "rewards": {"toy": 1.0}, "sampling": {"max_new_tokens": 2}}
+    stage = Optimize(OptimizeConfig(**config, steps=4), run.context.named("stage", "mine"))
+    stage.setup(run)
+    for step in (2, 3):
+        stage.step(step)
+        assert stage.optimizer.progress == (step, 4)
+        assert stage.optimizer.now(Schedule(schedule="linear", start=1.0)) == pytest.approx(1 - step / 4)
 
 
 def test_a_coefficient_is_scheduled_or_adapted() -> None:

@@ -411,6 +411,8 @@ def test_batch_std_is_the_spread_of_all_scores() -> None:
     scores, groups = f64([0, 4, 10, 14]), torch.tensor([0, 0, 1, 1])  # deviations from 7: squares add up to 116
     advantages = group_advantages(scores, groups, baseline="mean", scale="batch-std", eps=0)
     close(advantages, f64([-2, 2, -2, 2]) / math.sqrt(116 / 3))
+    padded = group_advantages(scores, groups, baseline="mean", scale="batch-std", eps=2)
+    close(padded, f64([-2, 2, -2, 2]) / (math.sqrt(116 / 3) + 2))
 
 
 @quick
@@ -591,6 +593,18 @@ def test_at_ratio_one_the_gradient_is_the_policy_gradient(seed: int) -> None:
     close(stats["clip_fraction"], 0)
     close(stats["ratio_mean"], 1)
     close(stats["approx_kl"], 0)
+
+
+def test_fractions_stay_fractions_where_losses_are_summed_over_a_response() -> None:
+    """Three clipped tokens of one response: the loss is -1.2 three times, the clipped fraction 1 and not 3."""
+    ratio, ones = f64([[1.5, 2.0, 2.5]]), torch.ones(1, 3)
+    loss, stats = ppo_policy_loss(
+        ratio.log(), torch.zeros_like(ratio), ones, ones, clip_low=0.2, clip_high=0.2,
+        aggregation="seq-mean-token-sum", denominator=1,
+    )  # fmt: skip
+    close(loss, -3.6)
+    close(stats["clip_fraction"], 1)
+    close(stats["ratio_mean"], 2)
 
 
 def test_a_huge_ratio_stays_finite() -> None:

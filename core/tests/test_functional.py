@@ -623,6 +623,9 @@ def test_value_loss_by_hand() -> None:
     close(loss, 0.5 * (2.25 + 0.25 + 9) / 3)
     close(stats["value_clip_fraction"], 1 / 3)
     close(torch.autograd.grad(loss, new)[0], [[0, -0.5 / 3, -3 / 3]])
+    below, stats = ppo_value_loss(-new, -old, -returns, torch.ones(1, 3), clip=0.5)  # as far the other way
+    close(below, loss.detach())
+    close(stats["value_clip_fraction"], 1 / 3)
     loss, stats = ppo_value_loss(new, old, returns, torch.ones(1, 3))
     close(loss, 0.5 * (1 + 0.25 + 9) / 3)
     close(stats["value_clip_fraction"], 0)

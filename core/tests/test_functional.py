@@ -625,6 +625,8 @@ def test_value_loss_by_hand() -> None:
     close(torch.autograd.grad(loss, new)[0], [[0, -0.5 / 3, -3 / 3]])
     below, stats = ppo_value_loss(-new, -old, -returns, torch.ones(1, 3), clip=0.5)  # as far the other way
     close(below, loss.detach())
+    away, _ = ppo_value_loss(f64([[1.0]]), f64([[0.0]]), f64([[-1.0]]), torch.ones(1, 1), clip=0.5)
+    close(away, 0.5 * 4)  # held at .5 its error would be 2.25, the better one
     close(stats["value_clip_fraction"], 1 / 3)
     loss, stats = ppo_value_loss(new, old, returns, torch.ones(1, 3))
     close(loss, 0.5 * (1 + 0.25 + 9) / 3)

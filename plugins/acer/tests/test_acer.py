@@ -125,6 +125,18 @@ def test_what_it_asks_for_and_is() -> None:
     assert bound(tiny_policy()).traits == Traits("off-policy", gradient=True, baseline=False)
 
 
+def test_defaults_are_the_papers_but_for_the_bound_by_logits() -> None:
+    """Wang et al. (2017), section 5: c = 10, replay ratio 4, alpha = 0.99; delta is 1 there, by probabilities."""
+    config = ACERConfig()
+    assert (config.truncation, config.replay_ratio, config.average_decay, config.trust_region) == (10, 4, 0.99, 0.1)
+
+
+def test_the_least_and_most_that_a_buffer_may_hold() -> None:
+    assert ACERConfig(prompts_per_step=8, samples_per_prompt=4, capacity=32, replay_size=32).samples_per_step == 32
+    with pytest.raises(ValidationError, match="no room for the samples of a step"):
+        ACERConfig(prompts_per_step=8, samples_per_prompt=4, capacity=31)
+
+
 @pytest.mark.parametrize(("config", "words"), [
     ({"capacity": 31}, r"capacity \(31\) has no room for the samples of a step \(32 = prompts_per_step x "
                        r"samples_per_prompt\); raise it, or sample less"),
@@ -167,7 +179,8 @@ def test_a_rollout_without_what_is_needed() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_rewards_that_are_not_finite_leave_the_weights(value: float, tmp_path: Path) -> None:
     policy = tiny_policy()
-    acer = ACER(ACERConfig(**SMALL), tiny_context("optimizer", "mine", directory=tmp_path))
+    config = ACERConfig(**SMALL, micro_batch_tokens=1)  # other parts of the batch have gone backward before
+    acer = ACER(config, tiny_context("optimizer", "mine", directory=tmp_path))
     acer.bind(policy, 4)
     rollout = example_rollout(policy)
     assert rollout.rewards is not None
@@ -238,23 +251,31 @@ def test_the_buffer_fits_a_checkpoint(tmp_path: Path) -> None:
     a, b = buffer.draw(5, 0), other.draw(5, 0)
     assert a.temperature == b.temperature and a.tensors().keys() == b.tensors().keys()
     assert all(torch.equal(tensor, b.tensors()[name]) for name, tensor in a.tensors().items())
+    other.load_state_dict(checkpoint.load(tmp_path / "empty"))
+    assert len(other) == 0, "what is loaded takes the place of what was there"
 
 
 def test_one_update_from_fresh_samples_and_so_many_from_the_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_policy()
-    acer = bound(policy, replay_ratio=3, replay_size=6)
+    acer = bound(policy, prompts_per_step=2, samples_per_prompt=2, replay_ratio=3, replay_size=6)
+    lots: list[int] = []
+    draw = acer.replay.draw
+    monkeypatch.setattr(acer.replay, "draw", lambda count, seed: lots.append(seed) or draw(count, seed))
     seen: list[list[tuple[int, ...]]] = []
 
     def update(batch: Rollout, step: int) -> dict[str, float]:
         seen.append([tuple(ids[mask].tolist()) for ids, mask in zip(batch.response_ids, batch.attention, strict=True)])
-        return {"policy/loss": 0.0}
+        return {"policy/loss": float(len(seen))}
 
     monkeypatch.setattr(acer, "_update", update)
     stats = steps(acer, example_data(policy, acer.config.needs), 0, 3)
     assert [len(batch) for batch in seen] == [4, 4, 4, 4, 4, 6, 6, 6, 4, 6, 6, 6], "at most what there is"
     assert [s["replay/samples"] for s in stats] == [4, 8, 10]
     assert [s["policy/updates"] for s in stats] == [4, 4, 4]
-    assert seen[9] != seen[10], "another draw for each update"
+    assert [s["policy/loss"] for s in stats] == [2.5, 6.5, 10.5], "means over the updates of a step"
+    assert seen[9] != seen[10] and len(set(lots)) == 9, "another draw for each update of each step"
+    assert acer.replay.samples is not None
+    assert len(acer.replay.samples.groups[-4:].unique()) == 2, "two samples to each of two prompts"
     assert set(seen[9]) & {*seen[0], *seen[4]}, "earlier samples come again"
     assert set(seen[8]) & {ids for batch in seen[9:] for ids in batch}, "today's among them"
 
@@ -289,9 +310,12 @@ def test_the_average_speaks_for_itself_and_the_policy_is_put_back() -> None:
     mine = dict(other.module.named_parameters())
     acer.average = {name: mine[name].detach().clone() for name in acer.average}
     expected = other.forward(rollout, Needs(distribution=True)).distribution
+    told: list[dict[str, Tensor]] = []
+    policy.weights_changed = lambda: told.append(weights(policy))
     torch.testing.assert_close(acer._average_policy(rollout), expected)
     assert all(torch.equal(before[name], now) for name, now in weights(policy).items())
     assert all(torch.equal(acer.average[name], mine[name]) for name in acer.average)
+    assert [torch.equal(seen[name], mine[name]) for seen in told for name in list(acer.average)[:1]] == [True, False]
 
 
 def test_the_trust_region_holds_the_policy_near_its_average() -> None:
@@ -392,7 +416,7 @@ def test_padding_order_and_junk_change_nothing() -> None:
     policy = precise()
     rollout = example_rollout(policy).select(range(7))  # row 0 has a hole
     assert rollout.top_logprobs is not None and rollout.top_ids is not None and rollout.rewards is not None
-    expected = gradients(full(policy), rollout)
+    expected, logged = gradients(full(policy), rollout), full(policy).loss(rollout, 1.0)[1]
     out = ~rollout.mask
     junk = rollout.replace(
         rewards=rollout.rewards.masked_fill(out, math.nan), logprobs=rollout.logprobs.masked_fill(out, math.nan),
@@ -406,6 +430,23 @@ def test_padding_order_and_junk_change_nothing() -> None:
         "padding": _wider(rollout),
     }.items():
         assert apart(expected, gradients(full(policy), other)) <= 1e-10, name
+        torch.testing.assert_close(full(policy).loss(other, 1.0)[1], logged, msg=name)
+
+
+def test_means_are_over_the_valid_tokens_of_an_update() -> None:
+    """Where the policy is its own behaviour all ratios are 1, so their mean is too, whatever the mask leaves out."""
+    rollout = every_sequence(table(0), table(2))
+    mask = rollout.mask.clone()
+    mask[::3, 0] = False
+    acer = bound(Table(table(0)))
+    assert acer._update(rollout.replace(mask=mask), 0)["policy/ratio"] == pytest.approx(1)
+
+
+def test_a_scheduled_entropy_bonus_is_that_of_the_step() -> None:
+    policy, rollout = Table(table(0)), every_sequence(table(1), table(2))
+    falling = bound(policy, entropy_coef={"schedule": "linear", "start": 0.4})
+    falling.progress = (3, 4)
+    assert torch.equal(gradients(falling, rollout), gradients(bound(policy, entropy_coef=0.1), rollout))
 
 
 def _wider(rollout: Rollout) -> Rollout:

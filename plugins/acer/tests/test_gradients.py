@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from typing import Any
 
 import pytest
 import torch
+from rlhf_core.records import Rollout
 from torch import Tensor, nn
 
 from .table import STATES, STEPS, Table, V, every_sequence, exact_q, gradient, make, states_of, table
@@ -175,3 +178,96 @@ def test_v_is_the_sum_over_the_whole_vocabulary_however_few_tokens_are_kept() ->
         assert float(stats["q/value"]) == pytest.approx(float(v[states_of(rollout.response_ids)].mean()))
         covered = float(stats["policy/covered"])
         assert covered == pytest.approx(1) if top_k == 3 else covered < 0.999
+
+
+# --- all of an update ------------------------------------------------------------------------------------------------
+
+SETTINGS: dict[str, Any] = {"gamma": 0.9, "truncation": 1.5, "trust_region": 0.02, "q_coef": 0.7, "entropy_coef": 0.2}
+
+
+def written_out(rollout: Rollout, average: Tensor, q: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """The paper's update of `LOGITS` (STATES, V) and of `q` (STATES, V), one token after the other, and what is logged.
+
+    A row that was cut is worth V beyond its last column, whose state the policy knows.
+    """
+    pi, mean = LOGITS.softmax(-1), average.softmax(-1)
+    to_logits, to_q, tokens = torch.zeros_like(LOGITS), torch.zeros_like(q), int(rollout.mask.sum())
+    log: dict[str, float] = defaultdict(float)
+    assert rollout.rewards is not None and rollout.top_ids is not None and rollout.top_logprobs is not None
+    for row, ids in enumerate(rollout.response_ids.tolist()):
+        places = [t for t in range(len(ids)) if rollout.mask[row, t]]
+        after, steps = 0.0, {}  # what follows is worth; (target, V) of each place
+        if rollout.truncated[row]:
+            end = state_after(ids)
+            after = sum(float(pi[end, b] * q[end, b]) for b in range(V))
+        for t in reversed(places):
+            state, token = state_after(ids[:t]), ids[t]
+            v = sum(float(pi[state, b] * q[state, b]) for b in range(V))
+            target = float(rollout.rewards[row, t]) + 0.9 * after
+            rho = float(pi[state, token]) / math.exp(rollout.logprobs[row, t])
+            after = min(1.0, rho) * (target - float(q[state, token])) + v
+            steps[t] = (target, v)
+        for t in places:
+            state, token, (target, v) = state_after(ids[:t]), ids[t], steps[t]
+            mu = dict(zip(rollout.top_ids[row, t].tolist(), rollout.top_logprobs[row, t].exp().tolist(), strict=True))
+            mu[token] = math.exp(rollout.logprobs[row, t])  # if it is among the likeliest, it is there once
+            rho = {b: float(pi[state, b]) / mu[b] for b in mu}
+            lost = {b: max(0.0, 1 - 1.5 / rho[b]) * float(pi[state, b]) * (float(q[state, b]) - v) for b in mu}
+            g = min(1.5, rho[token]) * (target - v) * score(LOGITS, state, token)[state]
+            g = g + sum(weight * score(LOGITS, state, b)[state] for b, weight in lost.items())
+            k = pi[state] - mean[state]
+            multiplier = max(0.0, (float(k @ g) - 0.02) / float(k @ k))
+            surprise = -(pi[state].log())
+            entropy = float(pi[state] @ surprise)
+            to_logits[state] += g - multiplier * k + 0.2 * pi[state] * (surprise - entropy)
+            to_q[state, token] += 0.7 * (target - q[state, token])
+            for name, value in {
+                "policy/ratio": rho[token], "policy/truncated": rho[token] > 1.5, "policy/entropy_exact": entropy,
+                "policy/correction": sum(map(abs, lost.values())), "policy/covered": sum(float(pi[state, b]) for b in mu),
+                "policy/approx_kl": rho[token] - 1 - math.log(rho[token]), "trust/active": multiplier > 0,
+                "trust/kl": float(mean[state] @ (mean[state] / pi[state]).log()),
+                "q/loss": (target - float(q[state, token])) ** 2 / 2, "q/target": target, "q/value": v,
+            }.items():  # fmt: skip
+                log[name] += value / tokens
+    return to_logits / tokens, to_q / tokens, log
+
+
+def state_after(ids: list[int]) -> int:
+    """The number of the state after these tokens, at most two of them."""
+    if len(ids) < 2:
+        return 1 + ids[0] if ids else 0
+    return 1 + V + V * ids[0] + ids[1]
+
+
+def turns(rollout: Rollout) -> Rollout:
+    """Every third response gets a hole, every fourth ends a token early; what is not valid has no reward."""
+    mask = rollout.mask.clone()
+    mask[::3, 1], mask[::4, -1] = False, False
+    assert rollout.rewards is not None
+    return rollout.replace(mask=mask, rewards=rollout.rewards.masked_fill(~mask, 0.0))
+
+
+def cut(rollout: Rollout) -> Rollout:
+    """Every other response was cut."""
+    return rollout.replace(truncated=torch.arange(len(rollout)) % 2 == 0)
+
+
+@pytest.mark.parametrize(("steps", "change"), [(3, turns), (2, cut)])
+def test_an_update_is_the_papers_written_out(steps: int, change: Any) -> None:
+    """Wrong action values, ratios on both sides of the bound, two of three tokens kept, an average apart."""
+    policy, q, bias = Table(LOGITS), table(6), torch.tensor([0.5, -1.0, 0.2]).double()
+    policy.set_q(q)
+    head = policy.heads[0]
+    assert isinstance(head, nn.Linear)
+    head.bias.data.copy_(bias)
+    rollout = change(every_sequence(FAR / 3, REWARDS, steps, top_k=2))
+    acer = make(policy, top_k=2, bootstrap_truncated=True, **SETTINGS)
+    acer.average["logits"] = table(4)
+    loss, stats = acer.loss(rollout, float(rollout.mask.sum()))
+    loss.backward()  # type: ignore[no-untyped-call]
+    to_logits, to_q, log = written_out(rollout, table(4), q + bias)
+    torch.testing.assert_close(-policy.module.logits.grad, to_logits)  # type: ignore[operator]
+    torch.testing.assert_close(-head.weight.grad.T, to_q)  # type: ignore[union-attr]
+    torch.testing.assert_close(-head.bias.grad, to_q.sum(0))  # type: ignore[operator]
+    assert {name: float(value) for name, value in stats.items()} == pytest.approx(log)
+    assert all(0.1 < log[name] < 0.9 for name in ("policy/truncated", "trust/active")), "and both of either"

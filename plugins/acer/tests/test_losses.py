@@ -121,7 +121,27 @@ def test_the_adjusted_gradient_is_the_nearest_within_the_region() -> None:
         assert bool(((other - g).norm(dim=-1) >= (z - g).norm(dim=-1))[inside].all())
 
 
-# --- shapes ----------------------------------------------------------------------------------------------------------
+# --- junk and shapes -------------------------------------------------------------------------------------------------
+
+
+def test_neither_junk_nor_a_policy_at_its_average_reaches_a_gradient() -> None:
+    """Nan at a masked position, and k = 0, are where a quotient or a product would carry nan backwards."""
+    mask = torch.tensor([[1, 0, 1]])
+
+    def leaf(*values: float) -> Tensor:
+        return rows([*values]).requires_grad_()
+
+    x, y, z, ratio = leaf(1, NAN, 2), leaf(3, NAN, -1), leaf(0.5, NAN, 0), leaf(4, NAN, 0.5)
+    for found in (
+        retrace_targets(x, y, z, ratio, mask, gamma=0.9),
+        truncated_weights(ratio, x, mask, truncation=3.0),
+        correction_weights(x[None], ratio[None], y[None], mask[None], truncation=2.0),
+        trust_region_multiplier(x, z, mask, delta=0.5),  # at the last place k . g is beyond delta and k is 0
+        trust_region_multiplier(z, leaf(2, NAN, 0), mask, delta=0.1),
+    ):
+        gradients = torch.autograd.grad(found.sum(), [x, y, z, ratio], materialize_grads=True)
+        assert all(bool(g.isfinite().all()) for g in gradients)
+        assert not any(bool(g[0, 1]) for g in gradients)
 
 
 def test_shapes_must_agree() -> None:

@@ -17,7 +17,7 @@ import torch
 from pydantic import ValidationError
 from rlhf_core.api import load
 from rlhf_core.errors import ConfigError, NumericalError
-from rlhf_core.interfaces import Context, Needs
+from rlhf_core.interfaces import Context, Needs, Outputs
 from rlhf_core.records import Rollout
 from rlhf_core.runs import checkpoint
 from rlhf_core.testing import example_rollout
@@ -85,6 +85,13 @@ def test_what_it_is_and_asks_for() -> None:
     assert TRPOConfig(bootstrap_truncated=True).needs == Needs(values=True, bootstrap=True)
     assert (make_trpo(make_policy()).lam, make_trpo(make_policy(critic="shared")).lam) == (0.95, 1.0)
     assert make_trpo(make_policy(), lam=0.5).lam == 0.5
+
+
+def test_defaults_are_the_published_ones() -> None:
+    """Of Schulman et al. (2015) and the implementations after it: delta 0.01, 15 products, damping 0.1, 10 x 0.8."""
+    config = TRPOConfig()
+    assert (config.max_kl, config.cg_iterations, config.damping) == (0.01, 15, 0.1)
+    assert (config.backtrack, config.backtracks, config.value_updates) == (0.8, 10, 10)
 
 
 # --- conjugate gradient ----------------------------------------------------------------------------------------------
@@ -203,6 +210,102 @@ def test_the_kl_and_the_surrogate_of_a_step_against_enumeration() -> None:
     assert stats["policy/kl"] == pytest.approx(kl, rel=1e-9)
     assert stats["policy/improvement"] == pytest.approx(gain, rel=1e-9)
     assert 0 < kl <= 0.05 and gain > 0
+
+
+def test_advantages_and_returns_by_hand() -> None:
+    """GAE over two tokens: A_2 = r - V_2; A_1 = gamma V_2 - V_1 + gamma lambda A_2; returns are A + V."""
+    policy = Enumerable()
+    rollout = policy.rollout([1], [2.0]).replace(values=torch.tensor([[0.3, 0.5]]))
+    config = {"gamma": 0.9, "lam": 0.5, "whiten_advantages": False}
+    found, stats = make_trpo(policy, **config)._prepare(rollout)
+    assert found["advantages"].tolist()[0] == pytest.approx([0.9 * 0.5 - 0.3 + 0.45 * 1.5, 1.5])
+    assert found["returns"].tolist()[0] == pytest.approx([0.45 + 0.675, 2.0])
+    assert stats["value/returns"] == pytest.approx((1.125 + 2) / 2)
+    white = make_trpo(policy, **{**config, "whiten_advantages": True})._prepare(rollout)[0]["advantages"]
+    assert float(white.mean()) == pytest.approx(0, abs=1e-6) and float(white[0, 1]) > 0.7
+
+
+def test_the_fisher_matrix_of_some_samples_is_theirs_alone() -> None:
+    """An estimate from a part of the batch: a mean over the tokens of that part."""
+    policy = Enumerable()
+    rollout = policy.rollout(COUNTS, REWARDS)
+    trpo = make_trpo(policy, **PLAIN)
+    prepared = trpo._prepare(rollout)[0]
+    some = [0, 5, 9, 13, 20]
+    v = torch.linspace(-1, 1, 14, dtype=torch.float64)
+    product = trpo._fisher(trpo._parts(rollout, prepared, some))(v)
+    torch.testing.assert_close(product, trpo._fisher(parts_of(trpo, rollout.select(some)))(v))
+
+
+def test_the_critic_learns_the_mean_return_of_each_state() -> None:
+    """Half the mean squared error to the returns: 0.5 mean(R^2) at V = 0, and least at the mean return of a state."""
+    policy = Enumerable()
+    once, trpo = (make_trpo(policy, **{**PLAIN, "value_updates": n}, learning_rate=0.05) for n in (1, 400))
+    parts = parts_of(trpo, policy.rollout(COUNTS, REWARDS))
+    squares = sum(count * reward**2 for count, reward in zip(COUNTS, REWARDS, strict=True)) / sum(COUNTS)
+    assert once._fit_critic(parts)["value/loss"] == pytest.approx(squares / 2)
+    trpo._fit_critic(parts)
+    paid = [count * reward for count, reward in zip(COUNTS, REWARDS, strict=True)]
+    means = [sum(paid) / sum(COUNTS), *(sum(paid[i : i + 3]) / sum(COUNTS[i : i + 3]) for i in (0, 3, 6))]
+    assert policy.module.values.tolist() == pytest.approx(means, abs=1e-3)
+
+
+def test_the_critics_schedule_counts_its_updates() -> None:
+    policy = Enumerable()
+    rate = {"schedule": "linear", "start": 0.8}
+    trpo = make_trpo(policy, 2, **{**PLAIN, "value_updates": 4}, learning_rate=rate)
+    batch = Given(policy.rollout(COUNTS, REWARDS))
+    means = [trpo.step(batch)["value/learning_rate"] for _ in range(2)]
+    assert means == pytest.approx([(0.8 + 0.7 + 0.6 + 0.5) / 4, (0.4 + 0.3 + 0.2 + 0.1) / 4])
+
+
+def test_every_change_of_weights_is_told() -> None:
+    """Whoever keeps copies of the weights hears of it before they are used."""
+
+    class Watched(Enumerable):
+        known: dict[str, Tensor] = {}
+
+        def weights_changed(self) -> None:
+            self.known = weights(self)
+
+        def forward(self, rollout: Rollout, needs: Needs) -> Outputs:
+            assert not moved(self.known, weights(self)) & {"states", "tokens"}
+            return super().forward(rollout, needs)
+
+    policy = Watched()
+    stats = make_trpo(policy, **PLAIN, max_kl=3.0, backtracks=30).step(Given(policy.rollout(COUNTS, REWARDS)))
+    assert stats["policy/backtracks"] > 0, "it went there and back"
+    assert not moved(policy.known, weights(policy)) & {"states", "tokens"}
+
+
+def test_a_trial_that_fails_leaves_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = Enumerable()
+    trpo, rollout = make_trpo(policy, **PLAIN), policy.rollout(COUNTS, REWARDS)
+    before, measure = weights(policy), TRPO._measure
+
+    def fail(self: TRPO, *arguments: Any) -> Any:
+        measure(self, *arguments)
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(TRPO, "_measure", fail)
+    with pytest.raises(RuntimeError, match="no room"):
+        trpo.step(Given(rollout))
+    assert not moved(before, weights(policy))
+
+
+@pytest.mark.parametrize(("beyond", "gained", "accepted"), [
+    (0.0, 1e-9, 1), (1e-9, 1e-9, 0), (0.0, 0.0, 0), (0.0, -1e-9, 0), (math.nan, 1.0, 0), (0.0, math.nan, 0),
+])  # fmt: skip
+def test_a_step_is_taken_if_and_only_if_both_hold(
+    beyond: float, gained: float, accepted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The KL within the region, and the surrogate above that of the old weights, which is not 0."""
+    policy = Enumerable()
+    trpo, rollout = make_trpo(policy, **PLAIN, max_kl=0.05), policy.rollout(COUNTS, REWARDS)
+    before = trpo._surrogate(parts_of(trpo, rollout))[0]
+    assert before > 0.3
+    monkeypatch.setattr(TRPO, "_measure", lambda *_: (before + gained, 0.05 + beyond))
+    assert trpo.step(Given(rollout))["policy/accepted"] == accepted
 
 
 def test_every_accepted_step_is_within_the_trust_region_and_the_policy_gets_better() -> None:

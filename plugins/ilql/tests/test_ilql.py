@@ -18,13 +18,16 @@ from pydantic import ValidationError
 from rlhf_core.api import load
 from rlhf_core.errors import ConfigError, DataError, NumericalError
 from rlhf_core.interfaces import Context, Needs, Sampling, Traits
-from rlhf_core.records import Comparison, Demonstration, Edit, Feedback, Keywords, Prompt, Rating, Sentiment
+from rlhf_core.records import Comparison, Demonstration, Edit, Feedback, Keywords, Prompt, Rating, Sample, Sentiment
 from rlhf_core.runs import checkpoint
-from rlhf_core.testing import tiny_context, tiny_policy
+from rlhf_core.stages.config import ExportConfig
+from rlhf_core.stages.export import Export
+from rlhf_core.testing import tiny_context, tiny_policy, tiny_run
 from rlhf_plugin_ilql import rlhf_components
 from rlhf_plugin_ilql.config import ILQLConfig
 from rlhf_plugin_ilql.feedback import judged, rewarded
 from rlhf_plugin_ilql.optimizer import ILQL
+from transformers import AutoModelForCausalLM
 
 from .toys import Records, TablePolicy, distance, gradients, make_ilql, nudge, rated, train, weights
 
@@ -54,6 +57,13 @@ def test_the_example_of_the_readme_is_valid(tmp_path: Path) -> None:
 def test_what_it_is_and_needs() -> None:
     assert ILQLConfig().needs == Needs(values=True, heads=2)
     assert ILQL(ILQLConfig(), Context()).traits == Traits("offline", gradient=True, baseline=False)
+
+
+def test_defaults() -> None:
+    """Those of Snell et al. (2022) and of trlx but where the README says why not."""
+    config = ILQLConfig()
+    assert (config.tau, config.beta, config.cql_coef, config.gamma) == (0.7, 4, 0.1, 1)
+    assert (config.target_rate, config.reward_scale, config.imitation_coef) == (0.1, 10, 5)
 
 
 @pytest.mark.parametrize(("config", "words"), [
@@ -144,6 +154,13 @@ class NoHeads(TablePolicy):
         pass
 
 
+class OneHead(TablePolicy):
+    """A policy that makes less than is asked."""
+
+    def prepare(self, needs: Needs) -> None:
+        super().prepare(Needs(values=True, heads=1))
+
+
 class NoCritic(TablePolicy):
     critic = "none"
 
@@ -151,6 +168,7 @@ class NoCritic(TablePolicy):
 @pytest.mark.parametrize(("kind", "words"), [
     (NoHeads, "policy 'table' has 0 action-value heads and critic 'shared'; expected a policy with two heads and a "
               "critic; use causal-lm"),
+    (OneHead, "policy 'table' has 1 action-value heads and critic 'shared'; expected a policy with two heads"),
     (NoCritic, "policy 'table' has 2 action-value heads and critic 'none'; expected"),
 ])  # fmt: skip
 def test_a_policy_without_what_it_needs_is_refused(kind: type[TablePolicy], words: str) -> None:
@@ -212,14 +230,30 @@ def test_the_policy_acts_steered_and_the_loss_is_not() -> None:
     assert policy.state_dict()["steering"] == 3
 
 
-def test_an_export_says_what_it_leaves_out(tmp_path: Path) -> None:
+def test_an_export_holds_the_language_model_alone_and_says_so(tmp_path: Path) -> None:
+    """In the warning, and in the folder for whoever finds it there."""
     said: list[str] = []
     policy = tiny_policy(tiny_context("policy", warn=said.append))
-    make_ilql(policy).step(Records(RATED))
-    policy.export(tmp_path / "model")
+    nudge(policy.module)
+    ilql = make_ilql(policy, beta=2.5)
+    ilql.step(Records(RATED))
+    tiny_run(tmp_path, Export, ExportConfig(), components={("policy", "toy"): lambda context: policy}).run(resume=False)
     (words,) = said
-    assert "language model alone" in words
-    assert "action values" in words
+    assert "holds the language model alone. The action values that steer its decoding (2.5 x Q) are not in it" in words
+    card = " ".join((tmp_path / "export" / "README.md").read_text(encoding="utf-8").split())
+    assert "Decoding was steered by action values (2.5 x Q). They are not in this folder" in card
+    assert "this model answers without it" in card
+
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+    rollout = policy.encode([Sample(Prompt(text="say:"), "east")])
+    with torch.no_grad():
+        ids = torch.cat([rollout.prompt_ids, rollout.response_ids], 1)
+        found = plain(ids).logits[:, rollout.prompt_ids.shape[1] - 1 : -1].log_softmax(-1)
+        steered = policy.forward(rollout, Needs(distribution=True)).distribution
+        policy.steering = 0.0
+        itself = policy.forward(rollout, Needs(distribution=True)).distribution
+    torch.testing.assert_close(found, itself, atol=1e-5, rtol=1e-5)
+    assert float((found - steered).abs().max()) > 0.1
 
 
 @pytest.mark.parametrize("options", [{}, {"critic": "separate"}, {"lora": {"r": 2}}])

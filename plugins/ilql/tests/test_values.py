@@ -164,7 +164,8 @@ def test_it_joins_the_good_halves_of_two_texts_and_beats_both(seed: int) -> None
     train(ilql, Records(rated(text, goal(text)) for text in wrote), 120)
     assert best == pytest.approx(0.8**4)
     assert mean_return(policy, goal, 0.0, gamma=0.8) < 0.8 * best, "unsteered it is no better than its data"
-    assert mean_return(policy, goal, policy.steering, gamma=0.8) > 1.2 * best
+    found = mean_return(policy, goal, policy.steering, gamma=0.8)
+    assert found > best and found == pytest.approx(0.8**2, rel=1e-3), "hg, the best there is, though nobody wrote it"
 
 
 # --- the gradient ----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from rlhf_core.functional import token_logprobs
 from torch import Tensor
 
 
+@torch.no_grad()
 def td_targets(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
     """What taking a token was worth, `r_t + gamma * V_next`, where next is the next valid token; after the last, 0.
 
@@ -29,8 +30,8 @@ def td_targets(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float) -
     for t in reversed(range(values.shape[1])):
         here = mask[:, t]
         targets[:, t] = torch.where(here, rewards[:, t] + gamma * after, 0.0)
-        after = torch.where(here, values[:, t].detach(), after)
-    return targets.detach()
+        after = torch.where(here, values[:, t], after)
+    return targets
 
 
 def expectile_errors(differences: Tensor, *, tau: float) -> Tensor:

@@ -205,8 +205,11 @@ def test_heads_differ_from_each_other_and_their_copies_begin_as_they_are() -> No
         assert torch.equal(head.weight, copy.weight)
     with torch.no_grad():
         policy.heads[0].weight.fill_(0.5)
+    told: list[bool] = []
+    policy.weights_changed = lambda: told.append(True)  # type: ignore[method-assign]
     make_ilql(policy)
     assert bool((policy.heads[0].weight == 0.5).all()), "what was learnt before is kept"
+    assert told, "who keeps copies of the weights hears of it"
 
 
 def test_the_policy_acts_steered_and_the_loss_is_not() -> None:

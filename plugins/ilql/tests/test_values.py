@@ -7,12 +7,14 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from rlhf_core.records import Feedback
+from rlhf_plugin_ilql import optimizer as module
 from torch import Tensor
 
 from .toys import (
@@ -224,6 +226,18 @@ def test_the_loss_that_is_logged_is_the_one_of_the_reference() -> None:
     assert stats["policy/loss"] == pytest.approx(parts + 2.0 * stats["policy/imitation"])
 
 
+def test_the_values_that_are_logged_are_means_over_what_was_taken() -> None:
+    """Of the lower head, and of the states; each token as often as its record weighs. The reward is as it was given."""
+    policy, ilql = trained_policy()
+    taken = [(text[:t], token, weight) for text, _, weight in SEEN for t, token in enumerate(text + END)]
+    whole = sum(weight for *_, weight in taken)
+    q = sum(weight * policy.q(state, token) for state, token, weight in taken) / whole
+    v = sum(weight * policy.v(state) for state, _, weight in taken) / whole
+    stats = train(ilql, Records(records(SEEN)), 1)[0]
+    assert (stats["value/q"], stats["value/v"]) == pytest.approx((q, v))
+    assert stats["feedback/reward"] == pytest.approx(sum(reward for _, reward, _ in SEEN) / len(SEEN))
+
+
 def test_slow_heads_follow_by_their_rate() -> None:
     policy, ilql = trained_policy()
     before = [p.clone() for p in ilql.targets.parameters()]
@@ -260,7 +274,7 @@ def test_micro_batches_order_padding_and_junk_change_nothing(monkeypatch: pytest
         assert out.values is not None and out.hidden is not None
         outside = ~rollout.mask
         for tensor in (out.values, out.logprobs):
-            tensor.data.masked_fill_(outside, 1e6)
+            tensor.data.masked_fill_(outside, math.nan)
         out.hidden.data.masked_fill_(outside[..., None], 1e3)
         return out
 
@@ -279,6 +293,29 @@ def test_micro_batches_order_padding_and_junk_change_nothing(monkeypatch: pytest
     monkeypatch.setattr("rlhf_core.records.Rollout.select", lambda self, rows: self._chosen(rows), raising=False)
     monkeypatch.setattr("rlhf_core.records.Rollout._chosen", chosen, raising=False)
     assert distance(expected, again(SEEN)) < 1e-10
+
+
+def test_each_process_takes_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of them add up to one, in gradients and in what is logged."""
+
+    class Process:
+        num_processes = 2
+
+        def __init__(self, rank: int) -> None:
+            self.process_index = rank
+
+    whole = gradients(trained_policy()[1], records(SEEN))
+    logged = train(trained_policy()[1], Records(records(SEEN)), 1)[0]["policy/loss"]
+    found, shares = [], []
+    monkeypatch.setattr(module, "summed", lambda stats, accelerator: shares.append((stats, accelerator)) or stats)
+    for rank in range(2):
+        _, one = trained_policy()
+        one.context = replace(one.context, accelerator=Process(rank))
+        found.append(gradients(one, records(SEEN)))
+    assert distance(whole, {name: found[0][name] + found[1][name] for name in whole}) < 1e-10
+    assert distance(whole, found[0]) > 0.01
+    assert sum(stats["policy/loss"] for stats, _ in shares) == pytest.approx(logged)
+    assert [accelerator.process_index for _, accelerator in shares] == [0, 1]
 
 
 def chosen(self: Any, rows: Sequence[int]) -> Any:

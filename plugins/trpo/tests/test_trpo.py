@@ -195,6 +195,24 @@ def test_the_step_against_a_dense_solve(damping: float) -> None:
         assert stats["policy/kl"] == pytest.approx(1e-6 * 0.64 ** stats["policy/backtracks"], rel=1e-2)
 
 
+def test_a_solve_that_ends_early_is_the_best_of_what_it_spans() -> None:
+    """After two products x lies in the span K of g and A g, with a residual at right angles to it; and the length of
+    the step is that of this x, not of the solution."""
+    policy = Enumerable()
+    before = weights(policy)
+    gradient, fisher = dense(policy)
+    a = fisher + 0.1 * torch.eye(14).double()
+    span = torch.stack([gradient, a @ gradient], 1)
+    x = span @ torch.linalg.solve(span.T @ a @ span, span.T @ gradient)
+    config = {**PLAIN, "damping": 0.1, "cg_iterations": 2}
+    stats = make_trpo(policy, **config, max_kl=1e-6).step(Given(policy.rollout(COUNTS, REWARDS)))
+    expected = math.sqrt(2e-6 / float(x @ a @ x)) * x * 0.8 ** stats["policy/backtracks"]
+    assert float((change(policy, before) - expected).norm() / expected.norm()) < 1e-6
+    assert stats["policy/grad_norm"] == pytest.approx(float(gradient.norm()))
+    assert stats["policy/cg_residual"] == pytest.approx(float((gradient - a @ x).norm() / gradient.norm()))
+    assert stats["policy/cg_residual"] > 0.01
+
+
 def test_the_kl_and_the_surrogate_of_a_step_against_enumeration() -> None:
     policy = Enumerable()
     old = policy.module.log_policy().detach()
@@ -225,6 +243,17 @@ def test_advantages_and_returns_by_hand() -> None:
     assert float(white.mean()) == pytest.approx(0, abs=1e-6) and float(white[0, 1]) > 0.7
 
 
+def test_means_are_over_valid_tokens() -> None:
+    """At ratio 1, with an advantage of 1 everywhere, the surrogate is 1 whatever the mask leaves out."""
+    policy = Enumerable()
+    rollout = policy.rollout(COUNTS, REWARDS)
+    mask = rollout.mask.clone()
+    mask[::3, 0] = False
+    trpo, ones = make_trpo(policy, **PLAIN), torch.ones(mask.shape, dtype=torch.float64)
+    parts = trpo._parts(rollout.replace(mask=mask), {"advantages": ones}, range(len(mask)))
+    assert trpo._surrogate(parts)[0] == pytest.approx(1)
+
+
 def test_the_fisher_matrix_of_some_samples_is_theirs_alone() -> None:
     """An estimate from a part of the batch: a mean over the tokens of that part."""
     policy = Enumerable()
@@ -240,7 +269,8 @@ def test_the_fisher_matrix_of_some_samples_is_theirs_alone() -> None:
 def test_the_critic_learns_the_mean_return_of_each_state() -> None:
     """Half the mean squared error to the returns: 0.5 mean(R^2) at V = 0, and least at the mean return of a state."""
     policy = Enumerable()
-    once, trpo = (make_trpo(policy, **{**PLAIN, "value_updates": n}, learning_rate=0.05) for n in (1, 400))
+    config = {**PLAIN, "whiten_advantages": True}  # the returns are not whitened
+    once, trpo = (make_trpo(policy, **{**config, "value_updates": n}, learning_rate=0.05) for n in (1, 400))
     parts = parts_of(trpo, policy.rollout(COUNTS, REWARDS))
     squares = sum(count * reward**2 for count, reward in zip(COUNTS, REWARDS, strict=True)) / sum(COUNTS)
     assert once._fit_critic(parts)["value/loss"] == pytest.approx(squares / 2)
@@ -263,7 +293,7 @@ def test_every_change_of_weights_is_told() -> None:
     """Whoever keeps copies of the weights hears of it before they are used."""
 
     class Watched(Enumerable):
-        known: dict[str, Tensor] = {}
+        known: dict[str, Tensor] = {}  # as they were when it was told last
 
         def weights_changed(self) -> None:
             self.known = weights(self)
@@ -273,6 +303,7 @@ def test_every_change_of_weights_is_told() -> None:
             return super().forward(rollout, needs)
 
     policy = Watched()
+    policy.known = weights(policy)
     stats = make_trpo(policy, **PLAIN, max_kl=3.0, backtracks=30).step(Given(policy.rollout(COUNTS, REWARDS)))
     assert stats["policy/backtracks"] > 0, "it went there and back"
     assert not moved(policy.known, weights(policy)) & {"states", "tokens"}
@@ -439,10 +470,11 @@ def test_equal_rewards_teach_the_critic_only() -> None:
 
 def test_a_batch_in_which_all_abstain_does_nothing() -> None:
     policy = make_policy()
-    trpo = make_trpo(policy, prompts_per_step=4)
+    trpo = make_trpo(policy, 2, prompts_per_step=4)
+    trpo.step(Given(sampled(policy)))  # the critic's moments would go on moving it
     before = weights(policy)
     (stats,) = train(trpo, stage_data(policy, trpo, lambda completions, **_: [None] * len(completions), ["a"]), 1)
-    assert stats["policy/accepted"] == 0
+    assert stats["policy/accepted"] == 0 and "value/loss" not in stats
     assert not moved(before, weights(policy))
 
 

@@ -131,7 +131,7 @@ class ILQL(PolicyOptimizer[ILQLConfig]):
         new = policy.forward(part, Needs(values=True, hidden=True))
         assert new.hidden is not None and new.values is not None  # asked for
         ids, mask = part.response_ids, part.mask
-        v = new.values  # (B, T)
+        v = torch.where(mask, new.values, 0.0)  # (B, T); before they are squared, since 0 * nan is nan in gradients
         qs = [_action_values(head, new.hidden) for head in policy.heads]  # each (B, T, V)
         taken = torch.stack([_at(q, ids) for q in qs])  # (heads, B, T)
         with torch.no_grad():

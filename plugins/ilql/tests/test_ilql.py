@@ -279,6 +279,9 @@ def test_every_example_once_before_any_comes_again() -> None:
     first, second = drawn[: len(RATED) - 4], drawn[len(RATED) - 4 :]
     assert len({(s.prompt.text, s.response) for s in first}) == 6
     assert {(s.prompt.text, s.response) for s in second[:9]} <= {(r.prompt.text, r.response) for r in RATED}
+    ilql.used = 0
+    twice = [(s.prompt.text, s.response) for _ in range(5) for s in (j.sample for j, _ in ilql._next())]
+    assert sorted(twice[:10]) == sorted(twice[10:]) and twice[:10] != twice[10:], "another order each time around"
     other = make_ilql(tiny_policy(), seed=1, batch_size=4)
     other.step(Records(RATED))
     other.used = ilql.used = 0

@@ -4,10 +4,13 @@ Snell et al. (2022), arXiv:2206.11871, which brings implicit Q-learning (Kostrik
 text. A state is the prompt and the tokens so far, an action is a token. From responses that somebody has judged, and
 nothing else, two heads learn what each token is worth, Q(s, a), and the critic what a state is worth, V(s):
 
-- Q at the token taken moves to r + gamma V(s'); V moves to an upper expectile of Q over the tokens that the data took,
-  so that "the best continuation" is never looked for among tokens that nobody has tried;
-- a conservative term holds down the values of those;
-- the language model itself goes on imitating the responses, good and bad: it is the behaviour policy pi.
+    L = sum over both heads of (r + gamma V(s') - Q(s, a))^2                  V(s') a constant, 0 after the end
+      + |tau - 1(d < 0)| d^2,  d = min over slow heads of Q(s, a) - V(s)      V: an upper expectile of Q
+      + cql_coef x sum over both heads of (logsumexp Q(s, .) - Q(s, a))       holds down what was never taken
+      - imitation_coef x log pi(a | s)                                        pi: the behaviour, good and bad
+
+The expectile is over the tokens that the data took, so that "the best continuation" is never looked for among tokens
+that nobody has tried.
 
 What acts in the end is pi steered by the learnt advantage: softmax(log pi + beta (min Q - V)). V is the same for all
 tokens of a state, so that this is softmax(logits + beta min Q), which is what `policy.steering` does.

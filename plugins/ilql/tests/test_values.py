@@ -280,6 +280,7 @@ def test_micro_batches_order_padding_and_junk_change_nothing(monkeypatch: pytest
 
     monkeypatch.setattr(TablePolicy, "forward", junk)
     assert distance(expected, again(SEEN)) < 1e-10
+    assert all(map(math.isfinite, train(trained_policy()[1], Records(records(SEEN)), 1)[0].values()))
     monkeypatch.undo()
 
     encode = TablePolicy.encode

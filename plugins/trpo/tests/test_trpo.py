@@ -252,6 +252,11 @@ def test_means_are_over_valid_tokens() -> None:
     trpo, ones = make_trpo(policy, **PLAIN), torch.ones(mask.shape, dtype=torch.float64)
     parts = trpo._parts(rollout.replace(mask=mask), {"advantages": ones}, range(len(mask)))
     assert trpo._surrogate(parts)[0] == pytest.approx(1)
+    mask[:, 0], mask[:, 1] = True, False
+    product = trpo._fisher(parts_of(trpo, rollout.replace(mask=mask)))
+    p, score = policy.module.log_policy().detach().exp()[0], scores(policy)[0]
+    fisher = torch.stack([product(e) for e in torch.eye(14).double()])
+    torch.testing.assert_close(fisher, score.T @ torch.diag(p) @ score)  # of the first state, the only one that counts
 
 
 def test_the_fisher_matrix_of_some_samples_is_theirs_alone() -> None:
@@ -602,6 +607,7 @@ def test_the_critic_of_a_shared_trunk_does_not_move_the_policy() -> None:
     before = policy.forward(rollout, Needs()).logprobs
     first = trpo._fit_critic(parts)["value/loss"]
     assert torch.equal(before, policy.forward(rollout, Needs()).logprobs)
+    assert all(p.grad is None for p in trpo.parameters), "nor is a gradient kept for it"
     assert trpo._fit_critic(parts)["value/loss"] < first
 
 
@@ -659,10 +665,16 @@ def test_two_processes_make_the_step_of_one(rows: Any) -> None:
         return policy, trpo, sampled(policy).select(list(rows))
 
     alone, one, batch = prepared(None)
-    assert one.step(Given(batch))["policy/accepted"] == 1
+    expected = one.step(Given(batch))
+    assert expected["policy/accepted"] == 1
     meeting, table = threading.Barrier(2), [None, None]
     sides = [prepared(Side(index, meeting, table)) for index in (0, 1)]
-    threads = [threading.Thread(target=trpo.step, args=(Given(rollout),)) for _, trpo, rollout in sides]
+    logged: list[Any] = []
+
+    def step(trpo: TRPO, rollout: Rollout) -> None:
+        logged.append(trpo.step(Given(rollout)))
+
+    threads = [threading.Thread(target=step, args=(trpo, rollout)) for _, trpo, rollout in sides]
     with sdpa_kernel(SDPBackend.MATH):  # a switch of the whole process: no thread may switch it back for the other
         for thread in threads:
             thread.start()
@@ -670,6 +682,7 @@ def test_two_processes_make_the_step_of_one(rows: Any) -> None:
             thread.join()
     assert not moved(weights(sides[0][0]), weights(sides[1][0]))
     assert distance(weights(alone), weights(sides[0][0])) < 1e-10
+    assert logged == [pytest.approx(expected, rel=1e-6, abs=1e-10)] * 2, "and say the same"
 
 
 def test_what_is_logged_is_finite_and_in_the_readme() -> None:

@@ -319,6 +319,19 @@ def test_each_process_takes_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [accelerator.process_index for _, accelerator in shares] == [0, 1]
 
 
+@pytest.mark.parametrize(("tokens", "passes"), [(8192, 1), (1, len(SEEN))])
+def test_a_forward_pass_takes_so_many_tokens_at_most(tokens: int, passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, ilql = trained_policy()
+    ilql.config = ilql.config.model_copy(update={"micro_batch_tokens": tokens})
+    taken: list[int] = []
+    plain = TablePolicy.forward
+    monkeypatch.setattr(
+        TablePolicy, "forward", lambda self, rollout, needs: taken.append(len(rollout)) or plain(self, rollout, needs)
+    )
+    gradients(ilql, records(SEEN))
+    assert (len(taken), sum(taken)) == (passes, len(SEEN))
+
+
 def chosen(self: Any, rows: Sequence[int]) -> Any:
     """`Rollout.select` that keeps columns of padding."""
     changes = {name: tensor[list(rows)] for name, tensor in self.tensors().items()}

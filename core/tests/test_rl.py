@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from rlhf_core.components.config import FunctionRewardConfig, KLConfig
+from rlhf_core.components.config import FunctionRewardConfig
 from rlhf_core.components.function import FunctionReward
-from rlhf_core.components.kl import KL
 from rlhf_core.errors import ConfigError, NumericalError, RewardError
 from rlhf_core.functional import group_advantages, masked_mean
 from rlhf_core.interfaces import (
@@ -361,39 +360,6 @@ def test_needs_decide_what_is_computed():
     assert rollout.top_logprobs.shape == (*shape, 2) and rollout.bootstrap.shape == (3,)
     torch.testing.assert_close(rollout.reference_logprobs, rollout.logprobs, atol=1e-5, rtol=0)  # first step's KL is 0
     assert Needs(top_k=2) | Needs(values=True, top_k=1) == Needs(values=True, top_k=2)
-
-
-# --- the kl shaper ----------------------------------------------------------------------------------------------------
-
-
-def kl_rollout(difference):
-    policy = make_policy()
-    rollout = policy.encode([Sample(p, " yes") for p in prompts()])
-    reference = rollout.logprobs - difference
-    return rollout.replace(reference_logprobs=reference.masked_fill(~rollout.mask, 0.0))
-
-
-def test_kl_lowers_the_reward_where_the_policy_is_surer_than_the_reference():
-    rollout = kl_rollout(0.5)
-    rewards, stats = KL(KLConfig(coef=0.1), Context()).shape(torch.zeros(rollout.mask.shape), rollout)
-    torch.testing.assert_close(rewards[rollout.mask], torch.full((int(rollout.mask.sum()),), -0.05))
-    assert (rewards[~rollout.mask] == 0).all()
-    assert stats["kl/penalty"] == pytest.approx(0.05 * rollout.lengths.float().mean().item())
-
-
-def test_kl_weight_follows_its_target_and_is_state():
-    n = 3  # samples
-    rollout = kl_rollout(0.5)
-    shaper = KL(KLConfig(coef=0.1, target=0.01, horizon=30.0), Context())
-    _, stats = shaper.shape(torch.zeros(rollout.mask.shape), rollout)
-    assert stats["kl/coef"] == 0.1  # what was in use
-    assert shaper.coef == pytest.approx(0.1 * (1 + 0.2 * n / 30))  # Ziegler's controller, error clipped at 0.2
-    other = KL(KLConfig(coef=0.1, target=0.01, horizon=30.0), Context())
-    other.load_state_dict(shaper.state_dict())
-    assert other.coef == shaper.coef
-    low = KL(KLConfig(coef=0.1, target=1e6, horizon=30.0), Context())
-    low.shape(torch.zeros(rollout.mask.shape), rollout)
-    assert low.coef == pytest.approx(0.1 * (1 - 0.2 * n / 30))
 
 
 # --- a stranger's optimizer -------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -90,3 +91,33 @@ def make_rollout(lengths: list[int], truncated: list[int] | None = None, abstain
 
 def scores(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float32)
+
+
+# --- a problem small enough to write down every response ---------------------------------------------------------------
+
+TOKENS = "ab$"  # $: end of text
+LONGEST = 3
+RESPONSES = [  # finished ones of up to 3 tokens, and those cut after 3
+    "".join(letters) + ("$" if length < LONGEST else "")
+    for length in range(LONGEST + 1)
+    for letters in itertools.product("ab", repeat=length)
+]
+STATES = [""] + [response for n in (1, 2) for response in map("".join, itertools.product("ab", repeat=n))]
+PROMPTS = ["one", "two"]
+
+
+def everything() -> Rollout:
+    """Every response to both prompts, one row each; every token is a character, the end of text is none."""
+    both = [(prompt, response) for prompt in PROMPTS for response in RESPONSES]
+    ids = torch.tensor([[TOKENS.index(t) for t in response.ljust(LONGEST, "a")] for _, response in both])
+    lengths = torch.tensor([len(response) for _, response in both])
+    mask = torch.arange(LONGEST)[None] < lengths[:, None]
+    characters = torch.tensor([len(response.rstrip("$")) for _, response in both])
+    base = make_rollout(lengths.tolist())
+    return base.replace(
+        samples=tuple(Sample(Prompt(text=prompt), response.rstrip("$")) for prompt, response in both),
+        response_ids=ids, attention=mask, mask=mask,
+        truncated=torch.tensor(["$" not in response for _, response in both]),
+        groups=torch.tensor([PROMPTS.index(prompt) for prompt, _ in both]),
+        token_ends=torch.minimum(torch.arange(1, LONGEST + 1)[None], characters[:, None]) * mask,
+    )  # fmt: skip

@@ -106,12 +106,21 @@ class MixConfig(Config):
 
 
 class KLConfig(Config):
-    """A penalty on every token for drifting from the reference."""
+    """A penalty on every token for drifting from the reference.
+
+    Moves the optimum from the best score to the best of score - coef * KL(policy || reference), with `target` to the
+    best score at so many nats. Keeps the order of scores: of two responses that the reference finds equally likely the
+    better one stays the likelier one. All of that holds for k1 alone.
+    """
 
     coef: Annotated[Scheduled, within(ge=0)] = Field(
         default=0.05, description="weight of the penalty; where `target` is set, the initial weight"
     )
-    estimator: Literal["k1", "k2", "k3", "abs"] = Field(default="k1", description="of the divergence per token")
+    estimator: Literal["k1", "k2", "k3", "abs"] = Field(
+        default="k1",
+        description="of the divergence per token; all but k1 also charge tokens that are less likely than under the "
+        "reference, and so push them further down",
+    )
     target: float | None = Field(
         default=None,
         gt=0,

@@ -81,12 +81,15 @@ class SuccessBonusConfig(Config):
 class MissingEOSConfig(Config):
     """A penalty on responses that hit the length limit before they ended.
 
-    Moves the optimum to responses that end in time; says nothing about those that do.
+    Moves the optimum to responses that end in time; says nothing about those that do. With `replace` it does so only
+    where finished responses score more than -penalty: below that, being cut would be the best that can be had.
     """
 
     penalty: float = Field(default=1.0, ge=0, description="taken off the score of a truncated response")
     replace: bool = Field(
-        default=False, description="score a truncated response -penalty, whatever it got, instead of score - penalty"
+        default=False,
+        description="score a truncated response -penalty, whatever it got, instead of score - penalty; "
+        "give a penalty that no finished response falls below",
     )
 
 

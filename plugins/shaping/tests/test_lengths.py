@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from rlhf_plugin_shaping.lengths import LengthPenalty, MissingEOS, Overlong
+from rlhf_plugin_shaping.scores import SuccessBonus
 
 from .toys import build, make_rollout, scores
 
@@ -45,3 +46,5 @@ def test_what_other_speakers_say_costs_nothing() -> None:
     rollout = rollout.replace(mask=mask)
     assert build(LengthPenalty, coef=1).shape(scores(0, 0), rollout)[0].tolist() == [-2, -6]
     assert build(Overlong, max_tokens=6, buffer=4).shape(scores(0, 0), rollout)[0].tolist() == [0, -1]
+    brief, _ = build(SuccessBonus, threshold=0, max_tokens=8).shape(scores(0, 0), rollout)
+    assert brief.tolist() == [0.75, 0.25]

@@ -36,8 +36,8 @@ def test_scale_takes_in_the_batch_before_it_divides() -> None:
 
 
 def test_scale_centers_and_clips() -> None:
-    shaped, _ = build(Scale, center=True).shape(scores(1, 2, 3), make_rollout([1] * 3))
-    assert shaped.tolist() == [-1, 0, 1]
+    shaped, _ = build(Scale, center=True).shape(scores(1, 5), make_rollout([1] * 2))  # mean 3, variance 8
+    torch.testing.assert_close(shaped, scores(-1, 1) / 2**0.5)
     shaped, stats = build(Scale, center=True, clip=0.5).shape(scores(1, 2, 3), make_rollout([1] * 3))
     assert shaped.tolist() == [-0.5, 0, 0.5]
     assert stats["shaping/scale_clipped"] == pytest.approx(2 / 3)
@@ -48,10 +48,10 @@ def test_scale_is_finite_without_spread(center: bool, expected: float) -> None:
     scale = build(Scale, center=center)
     assert scale.shape(scores(4), make_rollout([1]))[0].tolist() == [expected]  # one score: MOSS-RLHF gives nan
     assert scale.shape(scores(4, 4, 4), make_rollout([1] * 3))[0].tolist() == [expected] * 3
-    tenths = build(Scale)
-    for _ in range(50):
-        shaped, _ = tenths.shape(scores(*[0.1] * 7), make_rollout([1] * 7))
-    torch.testing.assert_close(shaped, scores(*[0.1] * 7))  # rounding is not spread
+    tenths = torch.full((8,), 0.1)
+    tenths[::2] = torch.nextafter(tenths[0], torch.tensor(1.0))
+    shaped, _ = build(Scale).shape(tenths, make_rollout([1] * 8))
+    assert torch.equal(shaped, tenths), "rounding is not spread"
 
 
 def test_scale_moments_are_those_of_all_scores_so_far() -> None:
@@ -79,12 +79,13 @@ def test_scale_keeps_abstained_samples_out_of_the_moments() -> None:
 def test_what_would_poison_a_state_is_refused(cls: Any, entries: str) -> None:
     shaper = build(cls)
     before = shaper.state_dict()
-    with pytest.raises(RewardError) as error:
-        shaper.shape(scores(1, float("nan")), make_rollout([1, 1]))
-    assert str(error.value) == (
-        "shaper 'mine': got a score that is not finite among 2; expected finite scores; "
-        "look at the rewards, and at the shapers before this one"
-    )
+    for bad in ("nan", "inf"):
+        with pytest.raises(RewardError) as error:
+            shaper.shape(scores(1, float(bad)), make_rollout([1, 1]))
+        assert str(error.value) == (
+            "shaper 'mine': got a score that is not finite among 2; expected finite scores; "
+            "look at the rewards, and at the shapers before this one"
+        )
     assert shaper.state_dict() == before, "the moments are not poisoned"
     with pytest.raises(RunError) as wrong:
         shaper.load_state_dict({"coef": 0.1})
@@ -126,7 +127,8 @@ def test_prompt_baseline_forgets_with_decay() -> None:
     at_step(shaper, 0, [2, 4], ["a", "a"])  # weight 2, mean 3
     at_step(shaper, 1, [6], ["a"])  # weight 0.5 * 2 + 1, mean (3 + 6) / 2
     at_step(shaper, 2, [0], ["b"])  # a is not visited and forgets nothing
-    assert at_step(shaper, 3, [0], ["a"])[0] == [-4.5]
+    # of all scores: 2 and 4; then 6, which weighs half of both; then 0, which weighs half of all that
+    assert at_step(shaper, 3, [0, 0], ["a", "new"])[0] == [-4.5, -2.25]
 
 
 def test_prompt_baseline_leaves_out_abstained_samples() -> None:
@@ -142,6 +144,15 @@ def test_prompt_baseline_waits_for_the_next_step_however_often_it_is_asked() -> 
     for given in (10, 20):
         assert at_step(shaper, 1, [given], ["a"])[0] == [given - 2]
     assert at_step(shaper, 2, [0], ["a"])[0] == [pytest.approx(-32 / 3)]
+
+
+def test_prompt_baseline_goes_on_from_a_state_that_was_saved_within_a_step() -> None:
+    shaper, resumed = build(PromptBaseline), build(PromptBaseline)
+    at_step(shaper, 0, [2], ["a"])
+    at_step(shaper, 1, [10], ["a"])
+    resumed.load_state_dict(shaper.state_dict())
+    assert at_step(resumed, 1, [7, 7], ["a", "new"])[0] == [7 - 2, 7 - 2], "the 10 of this step still waits"
+    assert at_step(resumed, 2, [0, 0], ["a", "newer"])[0] == [pytest.approx(-19 / 3), pytest.approx(-26 / 4)]
 
 
 @pytest.mark.parametrize("prompts", [["a", "a"], ["a", "b"]], ids=["of one prompt", "of two"])
@@ -181,6 +192,8 @@ def test_the_same_prompt_has_the_same_key_in_every_run() -> None:
     assert prompt_key(Prompt(text="Ho")) != prompt_key(Prompt(text="Hi"))
     chat = (Message(role="user", content="Hi"), Message(role="assistant", content="Hi"))
     assert prompt_key(Prompt(text=chat)) != prompt_key(Prompt(text=chat[:1]))
+    told = (Message(role="system", content="Be brief."), *chat)
+    assert prompt_key(Prompt(text=told)) != prompt_key(Prompt(text=chat)), "all messages count, not the last alone"
 
 
 # --- success-bonus ---------------------------------------------------------------------------------------------------

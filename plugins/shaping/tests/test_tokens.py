@@ -55,9 +55,12 @@ def test_discount_makes_the_return_that_of_a_discounting_optimizer_and_steps_ove
     mask = rollout.mask.clone()
     mask[0, 1:3] = False
     rewards = torch.randn(2, 5, generator=torch.Generator().manual_seed(0)) * mask
-    shaped, _ = build(Discount, gamma=0.9).shape(rewards, rollout.replace(mask=mask))
+    shaped, stats = build(Discount, gamma=0.9).shape(rewards, rollout.replace(mask=mask))
     expected = discounted_returns(rewards, mask, gamma=0.9)[:, 0]
     torch.testing.assert_close(shaped.sum(1), expected)
+    assert stats["shaping/discount"] == pytest.approx((0.9**2 + 0.9) / 2), (
+        "of the last tokens, the third and the second"
+    )
 
 
 # --- repetition-penalty ----------------------------------------------------------------------------------------------
@@ -100,6 +103,14 @@ def test_spread_by_hand() -> None:
     assert stats["shaping/spread_last"] == pytest.approx((4 / 7 + 2 / 3 + 4 / 7) / 3)
     shaped, _ = build(Spread).shape(rewards, rollout)
     assert shaped[1:].tolist() == [[1.5, 1.5, 0], [3, 2, 2]], "the 1 that is paid for a span stays where it is"
+
+
+def test_spread_steps_over_holes() -> None:
+    mask = torch.tensor([[True, False, True, False, False]])
+    rollout = make_rollout([5]).replace(mask=mask)
+    shaped, stats = build(Spread, decay=0.5).shape(torch.tensor([[0.0, 0.0, 6.0, 0.0, 0.0]]), rollout)
+    torch.testing.assert_close(shaped, torch.tensor([[2.0, 0.0, 4.0, 0.0, 0.0]]))
+    assert stats["shaping/spread_last"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("decay", [1.0, 0.9, 0.01])

@@ -20,11 +20,6 @@ def judged(rollout: Rollout) -> Tensor:
     return ~rollout.abstained
 
 
-def own(rollout: Rollout) -> Tensor:
-    """(B, T) bool: tokens that the policy chose, of samples that were judged."""
-    return rollout.mask & judged(rollout)[:, None]
-
-
 def own_lengths(rollout: Rollout) -> Tensor:
     """(B,) int64: how many tokens the policy wrote, end of text included and other speakers left out."""
     return rollout.mask.sum(1)

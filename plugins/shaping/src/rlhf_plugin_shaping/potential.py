@@ -26,7 +26,6 @@ from rlhf_core.records import Rollout, Sample
 from rlhf_core.rl import checked_scores
 from torch import Tensor
 
-from .common import own
 from .config import PotentialConfig
 
 
@@ -46,7 +45,7 @@ class Potential(RewardShaper[PotentialConfig]):
             ConfigError: the rollout has no `token_ends`.
             RewardError: the reward model did not give one finite score per text.
         """
-        mask = own(rollout)
+        mask = rollout.mask
         potentials, texts = self._potentials(rollout, mask)
         potentials = potentials.to(rewards)
         # with rewards 0 and lambda 0 an advantage is gamma * V_next - V, and V_next is 0 after the last valid token

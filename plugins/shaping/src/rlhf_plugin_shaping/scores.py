@@ -179,7 +179,7 @@ class SuccessBonus(RewardShaper[SuccessBonusConfig]):
 
     def shape(self, rewards: Tensor, rollout: Rollout) -> tuple[Tensor, StepStats]:
         live = judged(rollout)
-        success = (rewards >= self.config.threshold) & live
+        success = rewards >= self.config.threshold
         bonus = success.to(rewards.dtype) * self.now(self.config.bonus)  # (B,)
         if self.config.max_tokens is not None:
             bonus = bonus * (1 - own_lengths(rollout) / self.config.max_tokens).clamp(min=0).to(rewards.dtype)

@@ -1,4 +1,7 @@
-"""Shapers of token rewards. B samples, T response positions; holes in the mask are stepped over."""
+"""Shapers of token rewards. B samples, T response positions.
+
+The mask names tokens that the policy chose, of samples that were judged; holes in it are stepped over.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from rlhf_core.interfaces import RewardShaper, StepStats
 from rlhf_core.records import Rollout
 from torch import Tensor
 
-from .common import last_own, own
+from .common import last_own
 from .config import DiscountConfig, RepetitionPenaltyConfig, SpreadConfig, WhitenConfig
 
 
@@ -23,7 +26,7 @@ class Whiten(RewardShaper[WhitenConfig]):
     zero_stays_zero = True
 
     def shape(self, rewards: Tensor, rollout: Rollout) -> tuple[Tensor, StepStats]:
-        c, mask = self.config, own(rollout)
+        c, mask = self.config, rollout.mask
         white = masked_whiten(rewards, mask, shift_mean=c.shift_mean, unbiased=c.unbiased, eps=c.eps)
         mean, var = masked_mean(rewards, mask), masked_var(rewards, mask, unbiased=c.unbiased)
         return white, {"shaping/whiten_mean": float(mean), "shaping/whiten_std": float(var) ** 0.5}
@@ -41,7 +44,7 @@ class Discount(RewardShaper[DiscountConfig]):
     zero_stays_zero = True
 
     def shape(self, rewards: Tensor, rollout: Rollout) -> tuple[Tensor, StepStats]:
-        mask = own(rollout)
+        mask = rollout.mask
         place = mask.cumsum(1) - 1  # (B, T), k of the tokens in mask
         factor = (self.config.gamma ** place.clamp(min=0)).to(rewards.dtype)
         at_end = masked_mean(factor.float(), last_own(mask))
@@ -57,11 +60,10 @@ class RepetitionPenalty(RewardShaper[RepetitionPenaltyConfig]):
     level = "token"
 
     def shape(self, rewards: Tensor, rollout: Rollout) -> tuple[Tensor, StepStats]:
-        mask = own(rollout)
-        again = repeats(rollout.response_ids, mask, self.config.n)
+        again = repeats(rollout.response_ids, rollout.mask, self.config.n)
         penalty = self.now(self.config.coef) * again.to(rewards.dtype)
-        share = float(masked_mean(again.float(), mask))
-        return (rewards - penalty).where(mask, 0.0), {"shaping/repetition": share}
+        share = float(masked_mean(again.float(), rollout.mask))
+        return (rewards - penalty).where(rollout.mask, 0.0), {"shaping/repetition": share}
 
 
 def repeats(ids: Tensor, mask: Tensor, n: int) -> Tensor:
@@ -88,7 +90,7 @@ class Spread(RewardShaper[SpreadConfig]):
     zero_stays_zero = True
 
     def shape(self, rewards: Tensor, rollout: Rollout) -> tuple[Tensor, StepStats]:
-        mask = own(rollout)
+        mask = rollout.mask
         last = last_own(mask)
         exact = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
         to_go = mask.flip(1).cumsum(1).flip(1) - 1  # (B, T), tokens that follow

@@ -483,19 +483,70 @@ def test_trackers_get_the_metrics(project):
         load().run("tiny", out=project / "run2", overrides=["trackers=[nosuch]"])
 
 
-def test_a_non_finite_gradient_stops_before_the_update(project):
-    settings = ["optimizer.ppo.learning_rate=1e30", "checkpoint_every=1"]
-    with pytest.raises(
-        NumericalError, match=r"(loss|gradient norm).* (nan|inf).* at step (\d).*`rlhf replay (\S+)`"
-    ) as found:
+HUGE = """
+calls = 0
+
+def vowels(prompts, completions, **columns):
+    global calls
+    calls += 1
+    counts = [float(sum(c in "aeiou" for c in text)) for text in completions]
+    return counts[:-1] + [3e38] if calls == 3 else counts
+"""
+
+
+def replayed(folder):
+    """The rows of `replay`, and what the command prints."""
+    printed = CliRunner().invoke(build_app(), ["replay", str(folder)])
+    assert printed.exit_code == 0 and "the batch that stopped the run" in printed.output
+    return replay(folder), printed.output
+
+
+def named_folder(error):
+    return Path(re.search(r"`rlhf replay (\S+)`", str(error.value))[1])
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_is_replayed(project):
+    """A reward gives one score near the end of float32 at step 3: advantages, and so the loss, are nan."""
+    plain = (project / "rewards.py").read_text()
+    (project / "rewards.py").write_text(plain + HUGE)
+    settings = ["stages.optimize.evaluate_every=0", "stages.optimize.shapers=[]", "checkpoint_every=1"]
+    message = r"optimizer 'ppo': loss nan at step 3; expected finite numbers; see which .* with `rlhf replay .*`"
+    with pytest.raises(NumericalError, match=message) as found:
         load().run("tiny", out=project / "run", overrides=settings)
-    folder = Path(re.search(r"rlhf replay (\S+)`", str(found.value))[1])
-    assert folder.parent == project / "run" / "failures"
-    rows = replay(folder)
+    assert named_folder(found) == project / "run" / "failures" / "step-000003"
+    last = max((project / "run" / "checkpoints").iterdir())
+    assert last.name.endswith("optimize-2")
+    rows, printed = replayed(named_folder(found))
+    assert len(rows) == 4 and all(math.isnan(row["loss"]) and "advantages" in row["not_finite"] for row in rows)
+    assert all(math.isfinite(row["score"]) for row in rows)
+    assert "loss of the batch, the sum: nan" in printed
+    kept = checkpoint.load(named_folder(found))["policy"]["weights"]
+    assert all(torch.equal(kept[name], w) for name, w in checkpoint.load(last)["policy"]["weights"].items())
+    (project / "rewards.py").write_text(plain)  # mended
+    result = load().run("tiny", out=project / "run", resume=True)
+    assert result.summary["steps"]["optimize"] == 5
+
+
+def test_a_gradient_that_is_not_finite_is_replayed_with_the_loss_of_that_update(project, monkeypatch):
+    """What samples add to the loss adds up to it: the counts are the whole update's, the schedule is that step's."""
+    norms = iter([1.0] * 7 + [math.inf])
+    monkeypatch.setattr("rlhf_core.training.gradient.clip_norm", lambda *arguments: next(norms))
+    schedule = "optimizer.ppo.entropy_coef={schedule: linear, start: 2.0, end: 1.0}"
+    settings = ["stages.sft.epochs=1", schedule, "optimizer.ppo.micro_batch_tokens=40"]
+    with pytest.raises(NumericalError, match=r"gradient norm inf at update \d, loss -?\d+\.\d+ at step [23];") as found:
+        load().run("tiny", out=project / "run", overrides=settings)
+    loss = float(re.search(r"loss (\S+) at", str(found.value))[1])
+    rows, printed = replayed(named_folder(found))
+    assert sum(row["loss"] for row in rows) == pytest.approx(loss, rel=1e-4) and abs(loss) > 1
+    assert f"the sum: {loss:.4g}" in printed and not any(row["not_finite"] for row in rows)
+
+
+def test_weights_that_exploded_are_replayed_as_they_were(project):
+    with pytest.raises(NumericalError, match=r"(loss|gradient norm).* (nan|inf).* at step (\d)") as found:
+        load().run("tiny", out=project / "run", overrides=["optimizer.ppo.learning_rate=1e30"])
+    rows, _ = replayed(named_folder(found))
     assert [row for row in rows if row["not_finite"] or not math.isfinite(row["loss"])], "the same batch fails again"
     assert all(row["response"] is not None for row in rows)
-    again = CliRunner().invoke(build_app(), ["replay", str(folder)])
-    assert again.exit_code == 0 and "a batch whose loss was not finite" in again.output and "nan" in again.output
     with pytest.raises(RunError, match="cannot be read"):
         replay(project / "run" / "failures" / "step-999999")
 

@@ -153,8 +153,9 @@ def replay(
         trust_functions: as in `load`.
 
     Returns:
-        one mapping per sample: prompt, response, loss (None for an optimizer whose loss is not a sum over samples),
-        lowest and highest log-probability, and the names of the entries that are not finite.
+        one mapping per sample: prompt, response, score before shaping (None if it has none), loss (what it adds to that
+        of the batch; None for an optimizer whose loss is not a sum over samples), lowest and highest log-probability,
+        and the names of the entries that are not finite.
 
     Raises:
         RLHFError: there is no such batch, or its run is not there.
@@ -171,19 +172,21 @@ def replay(
     policy.load_state_dict(failed.policy)
     optimizer.bind(policy, 1)
     policy.load_state_dict(failed.policy)  # binding may have given the critic another beginning
-    rows = []
+    scores, rows = failed.rollout.score, list[dict[str, Any]]()
+    if summed := isinstance(optimizer, OnPolicyOptimizer):
+        optimizer.progress = tuple(failed.update["progress"])
     for row, sample in enumerate(failed.rollout.samples):
         one = failed.rollout.select([row])
         logprobs = policy.forward(one, Needs()).logprobs[one.mask].detach()
-        loss = (
-            optimizer.loss_of(failed.rollout, failed.prepared, row)
-            if isinstance(optimizer, OnPolicyOptimizer)
-            else None
-        )
+        loss = None
+        if summed:
+            counts = failed.update["tokens"], failed.update["samples"]
+            loss = optimizer.loss_of(failed.rollout, failed.prepared, row, *counts)
         rows.append(
             {
                 "prompt": str(sample.prompt.text),
                 "response": sample.response,
+                "score": None if scores is None else float(scores[row]),
                 "loss": loss,
                 "logprobs": (float(logprobs.min()), float(logprobs.max())) if len(logprobs) else None,
                 "not_finite": failed.not_finite(row),

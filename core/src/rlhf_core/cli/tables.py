@@ -96,15 +96,18 @@ def pipeline_table(registry: Registry) -> None:
 
 
 def replay_table(rows: list[dict[str, Any]]) -> None:
-    """What each sample of a failed batch adds to the loss; those that are not finite in red."""
-    table = Table("", "response", "loss", "log-probabilities", "not finite", title="a batch whose loss was not finite",
-                  title_justify="left")  # fmt: skip
+    """What each sample of a failed batch adds to its loss; those that are not finite in red."""
+    losses = [row["loss"] for row in rows if row["loss"] is not None]
+    caption = f"loss of the batch, the sum: {sum(losses):.6g}" if losses else None
+    table = Table("", "response", "score", "loss", "log-probabilities", "not finite", caption=caption,
+                  title="the batch that stopped the run", title_justify="left", caption_justify="left")  # fmt: skip
     for number, row in enumerate(rows):
         loss, span = row["loss"], row["logprobs"]
         wrong = bool(row["not_finite"]) or (loss is not None and not abs(loss) < float("inf"))
         table.add_row(
             str(number),
-            escape(row["response"][:60]),
+            escape(" ".join(row["response"].split())[:60]),
+            "-" if row["score"] is None else f"{row['score']:.4g}",
             "-" if loss is None else f"{loss:.4g}",
             "-" if span is None else f"{span[0]:.4g} to {span[1]:.4g}",
             ", ".join(row["not_finite"]) or "-",

@@ -18,19 +18,27 @@ FOLDER = "failures"
 
 
 def refusal(
-    context: Context, policy: Policy[Any], rollout: Rollout, prepared: Mapping[str, Tensor], what: str, step: int
+    context: Context,
+    policy: Policy[Any],
+    rollout: Rollout,
+    prepared: Mapping[str, Tensor],
+    what: str,
+    step: int,
+    update: State | None = None,
 ) -> NumericalError:
     """The error to raise instead of an update; what it needs to be understood is written to ``failures/`` first.
 
     Args:
         context: of the optimizer. rollout, prepared: the batch, with what the optimizer made of it.
         what: what was not finite, such as "loss nan". step: of the stage, from 0.
+        update: what else the loss depends on, for who computes it again.
     """
-    fix = "lower learning_rate, or look for extreme rewards; no weight was changed and the last checkpoint is whole"
+    fix = "lower learning_rate, or look for extreme rewards; no weight was changed by it; the last checkpoint is whole"
     if context.directory is not None:
         rank = context.accelerator.process_index if context.accelerator else 0
         folder = context.directory / FOLDER / f"step-{step + 1:06d}{f'-{rank}' if rank else ''}"
-        checkpoint.save(folder, _state(context, policy, rollout, prepared, what))
+        state = _state(context, policy, rollout, prepared, what)
+        checkpoint.save(folder, {**state, "update": update or {}})
         fix = f"see which samples did it with `rlhf replay {folder}`; then {fix}"
     return NumericalError(context.where, f"{what} at step {step + 1}", "finite numbers", fix)
 
@@ -74,6 +82,7 @@ class FailedBatch:
             raise RunError(str(folder), "holds no batch", f"a folder under {FOLDER}/ of a run directory")
         self.optimizer, self.what = str(state["optimizer"]), str(state["what"])
         self.policy: State = state["policy"]
+        self.update: State = state["update"]
         self.prepared: dict[str, Tensor] = state["prepared"]
         samples = [
             Sample(

@@ -213,7 +213,7 @@ class OnPolicyOptimizer(PolicyOptimizer[C]):
                 return {**sums, **self.gradient.step(frozen=self.frozen(step))}, True
         except NumericalError as error:
             batch = _part(rollout, prepared, rows, tokens, float(len(rows)))
-            raise refusal(self.context, self.policy, batch.rollout, batch.prepared, error.got, step) from error
+            raise self._refused(batch, f"{error.got}, loss {sums['loss']:.6g}", step) from error
 
     def _refusal(self, failed: Batch | None, loss: float, step: int) -> NumericalError:
         """The error where the loss is not finite; it is `failed` that did it, or a batch of another process."""
@@ -222,15 +222,22 @@ class OnPolicyOptimizer(PolicyOptimizer[C]):
         if failed is None:
             self.policy.state_dict()  # which the other one writes: weights that are shared out it cannot get alone
         else:
-            mine = refusal(self.context, self.policy, failed.rollout, failed.prepared, f"loss {loss}", step)
+            mine = self._refused(failed, f"loss {loss}", step)
         return of_all(mine, self.context)
+
+    def _refused(self, batch: Batch, what: str, step: int) -> NumericalError:
+        update = {"tokens": batch.token_count, "samples": batch.sample_count, "progress": list(self.progress)}
+        return refusal(self.context, self.policy, batch.rollout, batch.prepared, what, step, update)
 
     def _within_memory(self, part: Rollout | str) -> AbstractContextManager[None]:
         return within_update(self.context, self.policy, self.config.micro_batch_tokens, part, self.gradient)
 
-    def loss_of(self, rollout: Rollout, prepared: Mapping[str, Tensor], row: int) -> float:
-        """The loss of the sample at `row` alone, under today's policy; nothing is learnt from it."""
-        batch = _part(rollout, prepared, [row], float(rollout.mask[row].sum()), 1.0)
+    def loss_of(
+        self, rollout: Rollout, prepared: Mapping[str, Tensor], row: int, tokens: float, samples: float
+    ) -> float:
+        """What the sample at `row` adds to the loss, under today's policy, in an update with so many tokens and samples
+        in all; nothing is learnt from it."""
+        batch = _part(rollout, prepared, [row], tokens, samples)
         with torch.no_grad():
             return float(self.loss(batch, self.policy.forward(batch.rollout, self.update_needs))[0])
 

@@ -367,12 +367,27 @@ def test_warnings_say_the_reason(project):
     assert any("draw from less than the full softmax" in w for w in result.summary["warnings"])
 
 
-def test_a_token_shaper_before_a_sequence_shaper_is_refused(project):
+MISPLACED = "token shaper 'kl' stands before sequence shaper 'clip'; .*put 'clip' before 'kl'"
+
+
+def test_a_token_shaper_before_a_sequence_shaper_is_found_before_anything_runs(project):
     pytest.importorskip("rlhf_plugin_shaping")
-    with pytest.raises(
-        ConfigError, match=r"token shaper 'kl' stands before sequence shaper 'clip'.*put 'clip' before 'kl'"
-    ):
-        load().run("tiny", out=project / "run", overrides=["stages.optimize.shapers=[kl, clip]"])
+    (project / "registry.yaml").write_text(REGISTRY.replace("shapers: [kl]", "shapers: [kl, clip]"))
+    (problem,) = load().validate()
+    assert re.search(rf"registry.yaml:\d+ pipelines.tiny.stages.optimize.shapers: {MISPLACED}", str(problem))
+    with pytest.raises(RegistryErrors, match=MISPLACED):
+        load().run("tiny", out=project / "run")
+    assert not (project / "run").exists()
+    (project / "registry.yaml").write_text(REGISTRY.replace("shapers: [kl]", "shapers: [clip, kl]"))
+    assert load().validate() == []
+
+
+def test_a_token_shaper_before_a_sequence_shaper_is_refused_where_the_file_cannot_tell(project, monkeypatch):
+    """A level that a class inherits is known once it is imported, when its stage begins."""
+    pytest.importorskip("rlhf_plugin_shaping")
+    monkeypatch.setattr("rlhf_core.registry.pipeline.level", lambda factory: "")
+    with pytest.raises(ConfigError, match=f"stage 'optimize' shapers: {MISPLACED}"):
+        load().run("tiny", out=project / "run", overrides=["stages.optimize.shapers=[kl, clip]", "stages.sft.epochs=1"])
 
 
 def test_kl_in_evaluate_without_a_reference_is_refused(project):

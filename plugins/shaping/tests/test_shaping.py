@@ -114,6 +114,20 @@ def test_abstained_samples_change_nothing_for_the_others(cls: type[RewardShaper[
 
 
 @every_shaper
+def test_junk_where_nothing_counts_changes_nothing(cls: type[RewardShaper[Any]], config: dict[str, Any]) -> None:
+    """Of abstained samples, and for token shapers outside the mask."""
+    rollout = make_rollout([3, 1, 4, 2], truncated=[2, 3], abstained=[3])
+    rewards, live = torch.tensor([1.0, -2.0, 3.0, 0.0]), rollout.mask.any(1)
+    if cls.level == "token":
+        rewards, live = rewards[:, None] * rollout.mask, rollout.mask
+    clean, stats = build(cls, **config).shape(rewards, rollout)
+    for junk in (1e6, float("nan")):
+        shaped, stats_with_junk = build(cls, **config).shape(rewards.where(live, junk), rollout)
+        assert torch.equal(shaped, clean)
+        assert stats_with_junk == stats
+
+
+@every_shaper
 def test_a_batch_in_which_all_abstain_is_left_at_0(cls: type[RewardShaper[Any]], config: dict[str, Any]) -> None:
     rollout = make_rollout([2, 2], truncated=[0], abstained=[0, 1])
     rewards = torch.zeros((2, 2) if cls.level == "token" else (2,))

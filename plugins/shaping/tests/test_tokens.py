@@ -20,6 +20,8 @@ def test_whiten_by_hand() -> None:
     shaped, stats = build(Whiten, unbiased=False).shape(rewards, rollout)  # variance 8 / 3
     assert stats["shaping/whiten_std"] == pytest.approx(1.632993)
     assert shaped[1, 0] == pytest.approx(3 + 2 / 1.632993)
+    shaped, _ = build(Whiten, eps=5).shape(rewards, rollout)  # variance 4
+    assert shaped[1, 0] == pytest.approx(3 + 2 / 3)
 
 
 def test_whiten_agrees_with_verl() -> None:
@@ -88,8 +90,9 @@ def test_repetition_is_of_the_policy_itself_within_one_response() -> None:
     mask[0, 2] = False  # the policy says "1 2" before and after another speaker
     mask[1, :2] = False  # another speaker says "1 2" first
     mask[3, 2] = False  # "1", another speaker, "2": that was no "1 2"
-    shaped, _ = build(RepetitionPenalty, n=2, coef=1).shape(torch.zeros(4, 6), rollout.replace(mask=mask))
+    shaped, stats = build(RepetitionPenalty, n=2, coef=1).shape(torch.zeros(4, 6), rollout.replace(mask=mask))
     assert (-shaped).tolist() == [[0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1], [0] * 6, [0] * 6]
+    assert stats["shaping/repetition"] == pytest.approx(2 / 17), "of the tokens that the policy wrote"
 
 
 # --- spread ----------------------------------------------------------------------------------------------------------
@@ -123,6 +126,9 @@ def test_spread_keeps_the_sum_of_every_response(decay: float) -> None:
     shaped, _ = build(Spread, decay=decay).shape(rewards, rollout.replace(mask=mask))
     torch.testing.assert_close(shaped.sum(1), rewards.sum(1), rtol=1e-5, atol=1e-5)
     assert (shaped != rewards).any()
+    small = build(Spread, decay=decay).shape(rewards.bfloat16(), rollout.replace(mask=mask))[0]
+    wide = build(Spread, decay=decay).shape(rewards.bfloat16().float(), rollout.replace(mask=mask))[0]
+    assert torch.equal(small, wide.bfloat16()), "in bfloat16 only the result is rounded"
 
 
 def test_spread_leaves_less_of_the_score_to_later_tokens() -> None:

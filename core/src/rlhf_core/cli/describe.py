@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from ..interfaces.config import ModelName, Needs, RefTo, RelativePath
 from ..plugins import Plugins
+from ..plugins.source import level, source
 from .entry import Example, is_a
 
 BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
@@ -68,13 +69,13 @@ def describe(plugins: Plugins, kind: str, name: str) -> Description:
     spec = plugins.find(kind, name)
     config = plugins.import_class(spec, "config")
     distribution, version = plugins.distribution(spec)
-    written, module = _source(spec.factory)
+    written, module = source(spec.factory)
     example = Example(plugins, kind, name)
     facts = {
         "distribution": f"`{distribution}` {version}",
         "class": f"`{spec.factory}`",
         "config": f"`{spec.config}`",
-        "level": _level(written),
+        "level": level(spec.factory),
         "needs": _needs(config, example.config),
     }
     about = [ast.get_docstring(node) or "" for node in (written, module) if node is not None]
@@ -88,36 +89,9 @@ def describe(plugins: Plugins, kind: str, name: str) -> Description:
 # --- where it comes from ---------------------------------------------------------------------------------------------
 
 
-def _source(factory: str) -> tuple[ast.ClassDef | None, ast.Module | None]:
-    """The class and the module of "package.module:Class" as they are written; None for what cannot be read."""
-    from importlib.machinery import PathFinder
-    from importlib.util import find_spec
-
-    module, _, name = factory.partition(":")
-    first, *rest = module.split(".")
-    spec, path = find_spec(first), first
-    for part in rest:  # not `find_spec` of the whole: it would import the packages in between
-        path = f"{path}.{part}"
-        spec = PathFinder.find_spec(path, spec.submodule_search_locations) if spec else None
-    try:
-        source = getattr(spec.loader, "get_source", lambda _: None)(path) if spec else None
-        tree = ast.parse(source or "")
-    except (SyntaxError, ImportError):  # of a broken class; what its config says can be shown all the same
-        return None, None
-    return next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name), None), tree
-
-
 def _without_sections(docstring: str) -> str:
     """A docstring up to what it says to those who call the class: arguments and errors."""
     return re.split(r"^(?:Args|Raises):$", docstring, flags=re.M)[0].strip()
-
-
-def _level(written: ast.ClassDef | None) -> str:
-    """A shaper's level, which its class states."""
-    for line in written.body if written is not None else ():
-        if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "level":
-            return ast.unparse(line.value).strip("'")
-    return ""
 
 
 def _needs(config: Any, given: dict[str, Any]) -> str:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from ..errors import ConfigError, RegistryErrors, RLHFError
+from ..interfaces.config import Config, references
+from ..interfaces.levels import misplaced
+from ..plugins.source import level
 from .document import Document
 from .draft import Draft, Origin
 from .reader import parse_value
@@ -219,6 +222,7 @@ class PipelineResolver:
         built = self.resolver.build(draft.config, model)
         if built is None:
             return None
+        self._check_shapers(draft.config, built.config)
         return ResolvedStage(draft.id, draft.name, built.config, spec, place, built.written, built.origins)
 
     def _check_ids(self) -> None:
@@ -236,6 +240,16 @@ class PipelineResolver:
                 self.errors.append(ConfigError(where, f"an earlier stage is called {stage.id!r} too", fix=hint))
             else:
                 ids.add(stage.id)
+
+    def _check_shapers(self, draft: Draft, config: Config) -> None:
+        """Shapers of scores come before those of tokens: found before a run begins, not when the stage does."""
+        levels: dict[str, list[tuple[str, str]]] = {}  # by the setting that lists them
+        for path, kind, id in references(config):
+            if kind == "shaper" and (shaper := self.resolver.components.get((kind, id))):
+                levels.setdefault(path.partition(".")[0], []).append((id, level(shaper.spec.factory)))
+        for setting, given in levels.items():
+            if error := misplaced(draft.where(setting), given):
+                self.errors.append(error)
 
     def _check_use(self) -> None:
         """An override of something the pipeline never uses is a slip, not a wish."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..interfaces import Component, OnlineReward, PolicyOptimizer, RewardShaper, Run, Stage, State, StepStats
+from ..interfaces.levels import misplaced
 from ..randomness import derive_seed
 from ..records import Sample
 from ..rl.data import StageData
@@ -71,17 +72,9 @@ class Optimize(Stage[OptimizeConfig]):
                 "an optimizer like ppo, reinforce or a2c, whose processes take as many passes each",
                 "leave `sharded` out",
             )
-        seen_token = None
-        for id, shaper in self.shapers.items():
-            if shaper.level == "token":
-                seen_token = id
-            elif seen_token is not None:
-                raise ConfigError(
-                    f"{self.context.where} shapers",
-                    f"token shaper {seen_token!r} stands before sequence shaper {id!r}",
-                    "sequence shapers first: they change scores before these become token rewards",
-                    f"put {id!r} before {seen_token!r}",
-                )
+        levels = [(id, shaper.level) for id, shaper in self.shapers.items()]
+        if error := misplaced(f"{self.context.where} shapers", levels):  # of classes that could only be imported
+            raise error
         if self.config.sampling.truncates:
             run.warn(
                 "top_k, top_p, min_new_tokens or temperature 0 draw from less than the full softmax: old and new "

@@ -61,7 +61,10 @@ OWNED_PREFIXES = {
 
 
 class TRLConfig(StageConfig):
-    """Train the policy with one of TRL's trainers."""
+    """Train the policy with one of TRL's trainers.
+
+    An interrupted stage begins again from its first step, with the same seed: nothing of TRL's own state is kept.
+    """
 
     trainer: Literal["rloo", "grpo", "dpo", "kto", "sft"] = Field(description="which of TRL's trainers")
     steps: int = Field(ge=1, description="updates of the weights: TRL's max_steps")

@@ -52,6 +52,15 @@ def test_every_token_pays_its_estimate(estimator: str, expected: list[list[float
     assert stats == {"kl/coef": 0.1, "kl/penalty": pytest.approx(penalty, abs=1e-6)}, "the mean over two samples"
 
 
+def test_without_a_target_the_weight_is_fixed_or_follows_its_schedule() -> None:
+    rollout = rollout_of(LOGPROBS, REFERENCE, MASK)
+    falling = shaper(coef={"schedule": "linear", "start": 0.4, "end": 0.0})
+    for step, coef in ((0, 0.4), (1, 0.3), (3, 0.1)):
+        falling.progress = (step, 4)
+        shaped, stats = falling.shape(torch.zeros(2, 3), rollout)
+        assert stats["kl/coef"] == pytest.approx(coef) and shaped[0, 0] == pytest.approx(-0.5 * coef)
+
+
 def test_samples_without_a_mask_do_not_count() -> None:
     mask = MASK & torch.tensor([[True], [False]])
     _, stats = shaper(coef=0.1, estimator="abs").shape(torch.zeros(2, 3), rollout_of(LOGPROBS, REFERENCE, mask))
@@ -109,6 +118,11 @@ def test_the_weight_is_state(tmp_path) -> None:
     assert resumed.coef == adaptive.coef != 0.1
     shaped, stats = resumed.shape(torch.zeros(2, 3), rollout_of(LOGPROBS, REFERENCE, MASK))
     assert stats["kl/coef"] == adaptive.coef and shaped[0, 0] == pytest.approx(-0.5 * adaptive.coef)
+
+
+def test_the_description_speaks_of_the_optimum() -> None:
+    """`rlhf describe shaper kl` prints it."""
+    assert "optimum" in (KLConfig.__doc__ or "")
 
 
 # --- the optimum -----------------------------------------------------------------------------------------------------

@@ -76,6 +76,18 @@ def test_rows_hold_the_policys_tokens_closed_by_end_of_text() -> None:
     assert unheard("dpo", [Comparison(prompt="p", responses=("a", "b"), ranks=(0, 1), margin=2.0)])
 
 
+def test_sft_imitates_the_best_of_a_comparison_and_the_edited_text_with_their_weights() -> None:
+    codec = tiny_policy().codec
+    records = [
+        Comparison(prompt="p", responses=(" worse", " best", " worst"), ranks=(1, 0, 2), weight=0.5),
+        Edit(prompt="p", original=" bad", edited=" good", weight=2.0),
+        Comparison(prompt="p", responses=(" a", " b"), ranks=(0, 1), weight=0.0),
+    ]
+    found = examples("sft", records, Encoder(codec))
+    said = [codec.decode([id for id in example.row["labels"] if id != -100]) for example in found]
+    assert said == [" best", " good"] and [example.weight for example in found] == [0.5, 2.0]
+
+
 @pytest.mark.parametrize(("trainer", "count"), [("dpo", 10), ("kto", 30), ("sft", 15)])
 def test_records_of_other_kinds_are_passed_over(trainer: str, count: int) -> None:
     """Five prompts, one record of each kind on each; keywords, and for dpo ratings, say nothing."""

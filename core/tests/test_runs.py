@@ -529,6 +529,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_is_replayed(proje
     with pytest.raises(NumericalError, match=message) as found:
         load().run("tiny", out=project / "run", overrides=settings)
     assert named_folder(found) == project / "run" / "failures" / "step-000003"
+    assert re.search(r"or look for extreme rewards \(this step's scores: [\d.]+ to 3e\+38\); no weight", str(found.value))
     last = max((project / "run" / "checkpoints").iterdir())
     assert last.name.endswith("optimize-2")
     rows, printed = replayed(named_folder(found))

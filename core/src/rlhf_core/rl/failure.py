@@ -31,14 +31,17 @@ def refusal(
     Args:
         context: of the optimizer. rollout, prepared: the batch, with what the optimizer made of it.
         what: what was not finite, such as "loss nan". step: of the stage, from 0.
-        update: what else the loss depends on, for who computes it again.
+        update: what else the loss depends on, for who computes it again; `scores`: the least and greatest of the step.
     """
-    fix = "lower learning_rate, or look for extreme rewards; no weight was changed by it; the last checkpoint is whole"
+    update = update or {}
+    span = " (this step's scores: {:.4g} to {:.4g})".format(*update["scores"]) if "scores" in update else ""
+    kept = "no weight was changed by it; the last checkpoint is whole"
+    fix = f"lower learning_rate, or look for extreme rewards{span}; {kept}"
     if context.directory is not None:
         rank = context.accelerator.process_index if context.accelerator else 0
         folder = context.directory / FOLDER / f"step-{step + 1:06d}{f'-{rank}' if rank else ''}"
         state = _state(context, policy, rollout, prepared, what)
-        checkpoint.save(folder, {**state, "update": update or {}})
+        checkpoint.save(folder, {**state, "update": update})
         fix = f"see which samples did it with `rlhf replay {folder}`; then {fix}"
     return NumericalError(context.where, f"{what} at step {step + 1}", "finite numbers", fix)
 

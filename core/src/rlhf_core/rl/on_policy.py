@@ -192,7 +192,7 @@ class OnPolicyOptimizer(PolicyOptimizer[C]):
                 if not bool(loss.isfinite()):
                     failed = failed or batch
                     if alone:  # of several none stops in the middle: the others would wait for it
-                        raise self._refusal(batch, float(loss.detach()), step)
+                        raise self._refusal(rollout, batch, float(loss.detach()), step)
                 (loss * weight).backward()  # type: ignore[no-untyped-call]
                 if not weight:
                     continue
@@ -204,7 +204,7 @@ class OnPolicyOptimizer(PolicyOptimizer[C]):
             sums.update(self.backward_more(step))
         sums = summed(sums, accelerator)
         if failed or not math.isfinite(sums["loss"]):
-            raise self._refusal(failed, sums["loss"], step)
+            raise self._refusal(rollout, failed, sums["loss"], step)
         if self.config.target_kl is not None and sums["approx_kl"] > self.config.target_kl:
             self.gradient.clear()
             return sums, False
@@ -213,20 +213,24 @@ class OnPolicyOptimizer(PolicyOptimizer[C]):
                 return {**sums, **self.gradient.step(frozen=self.frozen(step))}, True
         except NumericalError as error:
             batch = _part(rollout, prepared, rows, tokens, float(len(rows)))
-            raise self._refused(batch, f"{error.got}, loss {sums['loss']:.6g}", step) from error
+            raise self._refused(rollout, batch, f"{error.got}, loss {sums['loss']:.6g}", step) from error
 
-    def _refusal(self, failed: Batch | None, loss: float, step: int) -> NumericalError:
+    def _refusal(self, rollout: Rollout, failed: Batch | None, loss: float, step: int) -> NumericalError:
         """The error where the loss is not finite; it is `failed` that did it, or a batch of another process."""
         self.gradient.clear()
         mine = None
         if failed is None:
             self.policy.state_dict()  # which the other one writes: weights that are shared out it cannot get alone
         else:
-            mine = self._refused(failed, f"loss {loss}", step)
+            mine = self._refused(rollout, failed, f"loss {loss}", step)
         return of_all(mine, self.context)
 
-    def _refused(self, batch: Batch, what: str, step: int) -> NumericalError:
-        update = {"tokens": batch.token_count, "samples": batch.sample_count, "progress": list(self.progress)}
+    def _refused(self, rollout: Rollout, batch: Batch, what: str, step: int) -> NumericalError:
+        """The error about `batch`, whose numbers may come from samples anywhere in `rollout`."""
+        update: State = {"tokens": batch.token_count, "samples": batch.sample_count, "progress": list(self.progress)}
+        if rollout.score is not None:
+            scores = rollout.score[rollout.mask.any(1)]
+            update["scores"] = [float(scores.min()), float(scores.max())]
         return refusal(self.context, self.policy, batch.rollout, batch.prepared, what, step, update)
 
     def _within_memory(self, part: Rollout | str) -> AbstractContextManager[None]:

@@ -169,9 +169,8 @@ def replay(
     project = load(Path(folder).resolve().parents[1] / REGISTRY, plugins, trust_functions)
     pipeline = project.resolve(project.pipelines[0])
     policy, optimizer = project.build_together(("policy", pipeline.settings.policy), ("optimizer", failed.optimizer))
-    policy.load_state_dict(failed.policy)
     optimizer.bind(policy, 1)
-    policy.load_state_dict(failed.policy)  # binding may have given the critic another beginning
+    policy.load_state_dict(failed.policy)  # after binding, which may give the critic another beginning
     scores, rows = failed.rollout.score, list[dict[str, Any]]()
     if summed := isinstance(optimizer, OnPolicyOptimizer):
         optimizer.progress = tuple(failed.update["progress"])

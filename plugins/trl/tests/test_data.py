@@ -26,7 +26,7 @@ from rlhf_core.records import (
 from rlhf_core.testing import example_feedback, tiny_policy
 from rlhf_plugin_trl.data import Encoder, Example, examples, pairs, shuffled, unheard, verdicts, with_neighbours
 from rlhf_plugin_trl.rewards import Scorer
-from rlhf_plugin_trl.trainer import training_copy
+from rlhf_plugin_trl.trainer import _ours, training_copy
 
 
 def test_pairs_of_rankings_ties_edits_and_doubt() -> None:
@@ -153,6 +153,11 @@ def test_rewards_are_weighed_and_abstain_as_in_optimize() -> None:
     one.broken = True
     with pytest.raises(RewardError, match=r"reward 'one': score inf .* expected a finite number"):
         scorer.score(**told, index=[0, 0, 0])
+
+
+def test_every_prompt_is_sampled_for_by_its_own_tokens() -> None:
+    trainer = _ours("rloo", {"one": [1, 2], "two": [3]})
+    assert trainer._tokenize_prompts(None, ["two", "one", "two"])[0] == [[3], [1, 2], [3]]
 
 
 def test_the_copy_trains_the_policys_own_weights_and_sees_no_padding() -> None:

@@ -131,6 +131,16 @@ def test_a_device_that_trl_would_not_use(tmp_path: Path) -> None:
         build_arguments(make("sft"), context, tmp_path)
 
 
+def test_the_seed_of_the_trainer_is_the_runs(tmp_path: Path) -> None:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()  # what a run in this process may have left
+    contexts = [Context("stage", "trl", seed=seed, accelerator=Accelerator(cpu=True)) for seed in (0, 0, 1)]
+    one, again, other = (build_arguments(make("sft"), context, tmp_path).seed for context in contexts)
+    assert one == again != other
+
+
 def test_weights_are_as_they_were_before_a_step_into_nowhere(tmp_path: Path) -> None:
     """The reporter raises between backward and the optimizer's step."""
     from rlhf_plugin_trl.trainer import Reporter

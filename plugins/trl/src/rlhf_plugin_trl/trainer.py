@@ -73,8 +73,6 @@ def build_trainer(
     from datasets import Dataset
 
     model = training_copy(policy.network.lm, policy.codec, policy.network.role)
-    tokenizer = copy.deepcopy(policy.tokenizer)
-    tokenizer.padding_side = "left"
     options: dict[str, Any] = {"reward_funcs": reward} if reward is not None else {}
     if kept_out:
         options["eval_dataset"] = Dataset.from_list(list(kept_out))
@@ -83,7 +81,11 @@ def build_trainer(
     with _speaking_as_reference(policy, model, Path(args.output_dir) if compares else None), quiet():
         try:
             built = _ours(trainer, prompt_ids)(
-                model=model, args=args, train_dataset=dataset, processing_class=tokenizer, **options
+                model=model,
+                args=args,
+                train_dataset=dataset,
+                processing_class=copy.deepcopy(policy.tokenizer),
+                **options,
             )
         except (ValueError, TypeError, ImportError, NotImplementedError) as error:
             raise refused(policy.context.where, type(args), error) from error

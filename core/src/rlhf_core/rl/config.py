@@ -26,7 +26,12 @@ class OnPolicyConfig(OptimizerSettings):
     )
 
     @model_validator(mode="after")
-    def _minibatch_fits(self) -> OnPolicyConfig:
+    def _samples_suffice(self) -> OnPolicyConfig:
+        if self.samples_per_prompt < (least := self.needs.samples_per_prompt):
+            raise ValueError(
+                f"samples_per_prompt is {self.samples_per_prompt}, and its baseline compares at least {least} samples "
+                f"of one prompt; set samples_per_prompt: {max(4, least)}"
+            )
         samples = self.prompts_per_step * self.samples_per_prompt
         if self.minibatch_size > samples:
             raise ValueError(

@@ -118,13 +118,6 @@ class OnPolicyOptimizer(PolicyOptimizer[C]):
     def bind(self, policy: Policy[Any], total_steps: int) -> None:
         super().bind(policy, total_steps)
         config = self.config
-        if config.samples_per_prompt < config.needs.samples_per_prompt:
-            raise ConfigError(
-                self.context.where,
-                f"samples_per_prompt is {config.samples_per_prompt}",
-                f"at least {config.needs.samples_per_prompt}: its baseline compares samples of one prompt",
-                f"set samples_per_prompt: {max(4, config.needs.samples_per_prompt)}",
-            )
         if (config.needs.values or config.needs.bootstrap) and policy.critic == "none":
             raise ConfigError(
                 self.context.where,
@@ -237,10 +230,16 @@ class OnPolicyOptimizer(PolicyOptimizer[C]):
         return within_update(self.context, self.policy, self.config.micro_batch_tokens, part, self.gradient)
 
     def loss_of(
-        self, rollout: Rollout, prepared: Mapping[str, Tensor], row: int, tokens: float, samples: float
+        self,
+        rollout: Rollout,
+        prepared: Mapping[str, Tensor],
+        row: int,
+        tokens: float | None = None,
+        samples: float = 1.0,
     ) -> float:
         """What the sample at `row` adds to the loss, under today's policy, in an update with so many tokens and samples
-        in all; nothing is learnt from it."""
+        in all, by default those of the sample alone; nothing is learnt from it."""
+        tokens = float(rollout.mask[row].sum()) if tokens is None else tokens
         batch = _part(rollout, prepared, [row], tokens, samples)
         with torch.no_grad():
             return float(self.loss(batch, self.policy.forward(batch.rollout, self.update_needs))[0])

@@ -180,7 +180,7 @@ def replay(
         loss = None
         if summed:
             counts = failed.update["tokens"], failed.update["samples"]
-            loss = optimizer.loss_of(failed.rollout, failed.prepared, row, *counts)
+            loss = optimizer.share_of_loss(failed.rollout, failed.prepared, row, *counts)
         rows.append(
             {
                 "prompt": str(sample.prompt.text),

@@ -229,17 +229,15 @@ class OnPolicyOptimizer(PolicyOptimizer[C]):
     def _within_memory(self, part: Rollout | str) -> AbstractContextManager[None]:
         return within_update(self.context, self.policy, self.config.micro_batch_tokens, part, self.gradient)
 
-    def loss_of(
-        self,
-        rollout: Rollout,
-        prepared: Mapping[str, Tensor],
-        row: int,
-        tokens: float | None = None,
-        samples: float = 1.0,
+    def loss_of(self, rollout: Rollout, prepared: Mapping[str, Tensor], row: int) -> float:
+        """The loss of the sample at `row` alone, under today's policy; nothing is learnt from it."""
+        return self.share_of_loss(rollout, prepared, row, float(rollout.mask[row].sum()), 1.0)
+
+    def share_of_loss(
+        self, rollout: Rollout, prepared: Mapping[str, Tensor], row: int, tokens: float, samples: float
     ) -> float:
-        """What the sample at `row` adds to the loss, under today's policy, in an update with so many tokens and samples
-        in all, by default those of the sample alone; nothing is learnt from it."""
-        tokens = float(rollout.mask[row].sum()) if tokens is None else tokens
+        """What the sample at `row` adds to the loss of an update with so many tokens and samples in all, under today's
+        policy; nothing is learnt from it."""
         batch = _part(rollout, prepared, [row], tokens, samples)
         with torch.no_grad():
             return float(self.loss(batch, self.policy.forward(batch.rollout, self.update_needs))[0])

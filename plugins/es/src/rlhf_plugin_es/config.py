@@ -27,7 +27,10 @@ class ESConfig(Config):
     )
     only: str | None = Field(
         default=None,
-        description="perturb only weights with this in their name, such as norm; by default all that the policy trains",
+        description="perturb only weights with this in their name, such as lm_head; by default all that are trained",
+    )
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="each step takes learning_rate times this share of what is perturbed away"
     )
     prompts_per_step: int = Field(
         default=32, ge=1, description="prompts that every member of the population answers, over all processes"

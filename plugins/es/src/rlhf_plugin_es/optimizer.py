@@ -10,12 +10,13 @@ u(F) = F this is, in expectation, learning_rate x sigma x the gradient of E F(th
 No gradient is taken, so the memory is that of decoding and one copy of what is trained, and any reward will do.
 
 Departures from the papers. The step is not divided by sigma (as in the second paper, not the first), so `learning_rate`
-keeps its meaning when `sigma` changes. Pairs are antithetic (as in the first, not the second). Plain steps: no Adam, no
-weight decay. One stream of noise runs over all parameters: a generator seeded anew for each would repeat the same
-numbers in every layer. Weights are put back from a copy, since in bf16 adding and subtracting noise does not restore
-them. Responses are drawn as the stage's `sampling` says, for this is what is evaluated later: at a temperature above 0
-every member draws by chance, which is noise on its fitness but no bias; the second paper's greedy decoding is
-`temperature: 0`, and then the same weights always earn the same.
+keeps its meaning when `sigma` changes. Pairs are antithetic (as in the first, not the second). Plain steps, without
+Adam. Weight decay is decoupled: theta is first multiplied by 1 - learning_rate x weight_decay. One stream of noise runs
+over all parameters: a generator seeded anew for each would repeat the same numbers in every layer. Weights are put back
+from a copy, since in bf16 adding and subtracting noise does not restore them. Responses are drawn as the stage's
+`sampling` says, for this is what is evaluated later: at a temperature above 0 every member draws by chance, which is
+noise on its fitness but no bias; the second paper's greedy decoding is `temperature: 0`, and then the same weights
+always earn the same.
 
 Fresh LoRA adapters (B = 0) need no special care: A and B are both perturbed. While B is 0 the noise of A changes
 nothing to first order, so the first step moves B by what it earns, and A by chance, as A was made.
@@ -75,6 +76,7 @@ class ES(PolicyOptimizer[ESConfig]):
         prompts = data.prompts(config.prompts_per_step)  # the same for all, so that none is judged by harder ones
         start = [p.detach().clone() for p in self.parameters]
         earned: list[Tensor] = []
+        table: list[Tensor] = []  # of each member (B,) rewards, nan of abstained samples
         try:
             for member in range(config.population):
                 with self.context.clock("update"):
@@ -83,7 +85,9 @@ class ES(PolicyOptimizer[ESConfig]):
                 if rollout.rewards is None:
                     raise ConfigError(self.context.where, "a rollout without rewards", "shaped rewards")
                 live = rollout.mask.any(1)
-                earned.append(rollout.rewards.sum(1)[live].double().cpu())  # (live,) abstained samples do not count
+                rewards = rollout.rewards.sum(1).double()
+                earned.append(rewards[live].cpu())  # (live,) abstained samples do not count
+                table.append(rewards.masked_fill(~live, math.nan).cpu())
                 if not bool(earned[-1].isfinite().all()):
                     raise refusal(self.context, self.policy, rollout, {}, f"reward {float(earned[-1].sum())}", step)
         finally:
@@ -93,7 +97,7 @@ class ES(PolicyOptimizer[ESConfig]):
             fitness = mean_rewards(earned)  # (N,) nan where all samples abstained
             weights = pair_weights(fitness, config.fitness)  # (N / 2,)
             shifts = {pair: rate / config.population * weight for pair, weight in enumerate(weights.tolist())}
-            self._place(start, shifts, step)
+            self._place(start, shifts, step, keep=1 - rate * config.weight_decay)
 
         judged = fitness[~fitness.isnan()]
         stats = {"es/equal_pairs": float((weights == 0).double().mean()), "es/step_norm": self._distance(start),
@@ -101,11 +105,13 @@ class ES(PolicyOptimizer[ESConfig]):
         if len(judged):
             mean, spread, best = judged.mean(), judged.std(unbiased=False), judged.max()
             stats.update({"es/fitness": float(mean), "es/fitness_std": float(spread), "es/fitness_best": float(best)})
+            noise = fitness_noise(torch.stack(table))
+            stats.update({} if noise is None else {"es/fitness_noise": noise})
         return stats
 
     @torch.no_grad()
-    def _place(self, start: Sequence[Tensor], shifts: Mapping[int, float], step: int) -> None:
-        """Weights = start + the sum over pairs of shift x noise; without shifts the start itself, bit for bit.
+    def _place(self, start: Sequence[Tensor], shifts: Mapping[int, float], step: int, keep: float = 1.0) -> None:
+        """Weights = keep x start + the sum over pairs of shift x noise; without shifts the start itself, bit for bit.
 
         The noise of a pair is one stream of standard normal numbers over all parameters in their order, made anew from
         its seed. All processes make the same. Sums are taken in float32 or wider and rounded once.
@@ -114,7 +120,7 @@ class ES(PolicyOptimizer[ESConfig]):
         device = self.parameters[0].device
         streams = [(shifts[pair], torch.Generator(device).manual_seed(seed)) for pair, seed in seeds.items()]
         for parameter, origin in zip(self.parameters, start, strict=True):
-            total = origin.to(torch.promote_types(origin.dtype, torch.float32), copy=True)
+            total = origin.to(torch.promote_types(origin.dtype, torch.float32), copy=True).mul_(keep)
             for shift, stream in streams:
                 total.add_(torch.randn(total.shape, generator=stream, device=device, dtype=total.dtype), alpha=shift)
             parameter.copy_(total)
@@ -134,6 +140,26 @@ def mean_rewards(earned: Sequence[Tensor]) -> Tensor:
     everything = torch.cat(list(earned))
     lowest = everything.min() if len(everything) else everything.new_zeros(())
     return torch.stack([lowest + (rewards - lowest).mean() for rewards in earned])
+
+
+def fitness_noise(rewards: Tensor) -> float | None:
+    """The standard deviation that members' mean rewards would have by chance alone, were their weights the same.
+
+    What is hard about a prompt is common to all members and is taken away; what is left varies by sampling, and by
+    which prompts were asked. None if no member has two samples, or there are not two members.
+
+    Args:
+        rewards: (N, B) of each member and sample, those in one column to the same prompt; nan: abstained.
+    """
+    members = int((~rewards.isnan()).any(1).sum())
+    rest = rewards - rewards.nanmean(0)
+    counts = (~rest.isnan()).sum(1)  # (N,)
+    kept = counts > 1
+    if members < 2 or not bool(kept.any()):
+        return None
+    rest, counts = rest[kept], counts[kept]
+    variance = (rest - rest.nanmean(1, keepdim=True)).square().nansum(1) / (counts - 1)  # (kept,) of one sample
+    return math.sqrt(float((variance / counts).mean()) * members / (members - 1))  # a column's mean takes one degree
 
 
 def pair_weights(fitness: Tensor, kind: str) -> Tensor:

@@ -75,9 +75,10 @@ LEARNERS: dict[str, tuple[str, dict[str, Any], int, dict[str, Any], int]] = {
     "trpo": ("rlhf_plugin_trpo.optimizer:TRPO", {"prompts_per_step": 64, "learning_rate": 1e-2, "max_kl": 0.05}, 60,
              {"prompts_per_step": 64, "learning_rate": 1e-3, "fisher_tokens": 300, "cg_iterations": 10}, 60),
     "es": ("rlhf_plugin_es.optimizer:ES",
-           {"prompts_per_step": 16, "population": 32, "sigma": 0.1,
-            "learning_rate": {"schedule": "cosine", "start": 0.4, "end": 0.04}}, 100,
-           {"prompts_per_step": 8, "population": 16, "sigma": 0.02, "learning_rate": 0.02}, 60),
+           {"prompts_per_step": 32, "population": 32, "sigma": 0.2, "learning_rate": 0.3, "weight_decay": 0.13,
+            "only": "lm_head"}, 140,
+           {"prompts_per_step": 32, "population": 32, "sigma": 0.05, "only": "lm_head",
+            "learning_rate": {"schedule": "cosine", "start": 0.08, "end": 0.01}}, 40),
     "ilql": ("rlhf_plugin_ilql.optimizer:ILQL",
              {"learning_rate": {"schedule": "cosine", "start": 1e-2}, "batch_size": 128, "target_rate": 0.3,
               "cql_coef": 0.02, "imitation_coef": 1.0}, 1000,
@@ -85,8 +86,8 @@ LEARNERS: dict[str, tuple[str, dict[str, Any], int, dict[str, Any], int]] = {
 }  # fmt: skip
 
 
-# a price on the KL that falls to 0, where an optimizer has no entropy bonus and would settle too soon
-TOY_KL = {"es": falling(0.06)}
+# a price on the KL that falls, where an optimizer has no entropy bonus and would settle too soon
+TOY_KL = {"es": {**falling(0.09), "end": 0.035}}
 
 
 def optimizer_class(path: str) -> Any:

@@ -65,7 +65,8 @@ LEARNERS: dict[str, tuple[str, dict[str, Any], int, dict[str, Any], int]] = {
                 {**GROUP, **DESK_CLIPPED, "baseline": "group", "aggregation": "seq-mean-token-sum-norm",
                  "norm_tokens": 24}, 60),
     "dapo": (REINFORCE, {**TOY_GROUP, **CLIPPED, **DAPO, "resample": 1}, 60, {**GROUP, **DESK_CLIPPED, **DAPO}, 60),
-    "reinforce++": (REINFORCE, {**TOY, **CLIPPED, **PLAIN, "baseline": "batch"}, 60,
+    "reinforce++": (REINFORCE,
+                    {**TOY, **CLIPPED, **PLAIN, "baseline": "batch", "learning_rate": falling(5e-3)}, 60,
                     {**DESK, **DESK_CLIPPED, **PLAIN, "baseline": "batch"}, 60),
     "a2c": ("rlhf_plugin_a2c.optimizer:A2C", TOY, 100, {**DESK, "learning_rate": 1e-3}, 60),
     "acer": ("rlhf_plugin_acer.optimizer:ACER",
@@ -77,17 +78,19 @@ LEARNERS: dict[str, tuple[str, dict[str, Any], int, dict[str, Any], int]] = {
     "es": ("rlhf_plugin_es.optimizer:ES",
            {"prompts_per_step": 32, "population": 32, "sigma": 0.2, "learning_rate": 0.3, "weight_decay": 0.13,
             "only": "lm_head"}, 140,
-           {"prompts_per_step": 32, "population": 32, "sigma": 0.05, "only": "lm_head",
-            "learning_rate": {"schedule": "cosine", "start": 0.08, "end": 0.01}}, 40),
+           {"prompts_per_step": 16, "population": 16, "sigma": 0.05, "only": "lm_head",
+            "learning_rate": {"schedule": "cosine", "start": 0.05, "end": 0.01}}, 60),
     "ilql": ("rlhf_plugin_ilql.optimizer:ILQL",
              {"learning_rate": {"schedule": "cosine", "start": 1e-2}, "batch_size": 128, "target_rate": 0.3,
-              "cql_coef": 0.02, "imitation_coef": 1.0}, 1000,
+              "cql_coef": 0.02, "imitation_coef": 1.0, "betas": (0.9, 0.95)}, 1000,
              {"learning_rate": {"schedule": "cosine", "start": 1e-3, "warmup": 10}, "beta": 8}, 400),
 }  # fmt: skip
 
 
 # a price on the KL that falls, where an optimizer has no entropy bonus and would settle too soon
 TOY_KL = {"es": {**falling(0.09), "end": 0.035}}
+# the others' policy has a critic of its own
+TOY_POLICY = {"ilql": {"critic": "shared"}}
 
 
 def optimizer_class(path: str) -> Any:
@@ -107,7 +110,8 @@ def toy(task_name: str, name: str, seed: int) -> dict[str, Any]:
     task = {"first-token": FIRST_TOKEN, "exact-string": EXACT_STRING}[task_name]
     path, config, steps, _, _ = LEARNERS[name]
     shapers = [KL(KLConfig(coef=TOY_KL[name]), Context())] if name in TOY_KL else []
-    found = learn(task, optimizer_class(path), config, steps=steps, seed=seed, shapers=shapers)
+    found = learn(task, optimizer_class(path), config, steps=steps, seed=seed, shapers=shapers,
+                  policy=TOY_POLICY.get(name))  # fmt: skip
     # evaluation takes no part of the seconds; they are spread evenly over the samples
     share = None if found.reached is None else found.reached / max(found.samples, 1)
     return {

@@ -233,6 +233,14 @@ def test_weight_decay_by_hand() -> None:
     torch.testing.assert_close(plain.vector() - decayed.vector(), 0.05 * doubles(2, -4, 0))
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_equal_rewards_leave_the_policy_as_it_is_unless_it_decays(decay: float) -> None:
+    point = Point(doubles(2.0, -4.0))
+    es = make_es(point, weight_decay=decay)
+    train(es, Landscape(point, lambda theta: 7.0), 1)
+    assert torch.equal(point.vector(), doubles(2, -4)) == es.traits.baseline == (decay == 0)
+
+
 def test_noise_is_standard_normal_new_in_every_parameter_pair_and_step() -> None:
     point = Point(*torch.zeros(3, 5000, dtype=torch.float64))
     es = make_es(point, population=4, sigma=1.0)

@@ -46,7 +46,7 @@ class ES(PolicyOptimizer[ESConfig]):
     @property
     def traits(self) -> Traits:
         # fitness is compared between weights that hardly differ, which multiplies rounding errors
-        return Traits("on-policy", gradient=False, baseline=True, rounding=1e-3)
+        return Traits("on-policy", gradient=False, baseline=self.config.weight_decay == 0, rounding=1e-3)
 
     def bind(self, policy: Policy[Any], total_steps: int) -> None:
         """Take charge of all trainable weights but those of the critic, which decide nothing.
@@ -75,8 +75,7 @@ class ES(PolicyOptimizer[ESConfig]):
         rate, sigma = self.now(config.learning_rate), self.now(config.sigma)
         prompts = data.prompts(config.prompts_per_step)  # the same for all, so that none is judged by harder ones
         start = [p.detach().clone() for p in self.parameters]
-        earned: list[Tensor] = []
-        table: list[Tensor] = []  # of each member (B,) rewards, nan of abstained samples
+        earned: list[Tensor] = []  # of each member (B,) rewards, nan of abstained samples
         try:
             for member in range(config.population):
                 with self.context.clock("update"):
@@ -86,15 +85,15 @@ class ES(PolicyOptimizer[ESConfig]):
                     raise ConfigError(self.context.where, "a rollout without rewards", "shaped rewards")
                 live = rollout.mask.any(1)
                 rewards = rollout.rewards.sum(1).double()
-                earned.append(rewards[live].cpu())  # (live,) abstained samples do not count
-                table.append(rewards.masked_fill(~live, math.nan).cpu())
-                if not bool(earned[-1].isfinite().all()):
-                    raise refusal(self.context, self.policy, rollout, {}, f"reward {float(earned[-1].sum())}", step)
+                if not bool(rewards[live].isfinite().all()):
+                    raise refusal(self.context, self.policy, rollout, {}, f"reward {float(rewards[live].sum())}", step)
+                earned.append(rewards.masked_fill(~live, math.nan).cpu())
         finally:
             with self.context.clock("update"):
                 self._place(start, {}, step)
         with self.context.clock("update"):
-            fitness = mean_rewards(earned)  # (N,) nan where all samples abstained
+            rewards = torch.stack(earned)  # (N, B)
+            fitness = mean_rewards(rewards)  # (N,) nan where all samples abstained
             weights = pair_weights(fitness, config.fitness)  # (N / 2,)
             shifts = {pair: rate / config.population * weight for pair, weight in enumerate(weights.tolist())}
             self._place(start, shifts, step, keep=1 - rate * config.weight_decay)
@@ -105,7 +104,7 @@ class ES(PolicyOptimizer[ESConfig]):
         if len(judged):
             mean, spread, best = judged.mean(), judged.std(unbiased=False), judged.max()
             stats.update({"es/fitness": float(mean), "es/fitness_std": float(spread), "es/fitness_best": float(best)})
-            noise = fitness_noise(torch.stack(table))
+            noise = fitness_noise(rewards)
             stats.update({} if noise is None else {"es/fitness_noise": noise})
         return stats
 
@@ -132,14 +131,14 @@ class ES(PolicyOptimizer[ESConfig]):
         return math.sqrt(sum(float((p.detach() - origin).double().square().sum()) for p, origin in pairs))
 
 
-def mean_rewards(earned: Sequence[Tensor]) -> Tensor:
-    """(N,) the mean reward of each member, nan of one without samples.
+def mean_rewards(rewards: Tensor) -> Tensor:
+    """(N,) the mean reward of each member over its samples (N, B), nan those that are abstained; nan of none.
 
     Means are exactly equal where all rewards are, however many samples each member has.
     """
-    everything = torch.cat(list(earned))
-    lowest = everything.min() if len(everything) else everything.new_zeros(())
-    return torch.stack([lowest + (rewards - lowest).mean() for rewards in earned])
+    judged = rewards[~rewards.isnan()]
+    lowest = judged.min() if len(judged) else judged.new_zeros(())
+    return lowest + (rewards - lowest).nanmean(1)
 
 
 def fitness_noise(rewards: Tensor) -> float | None:

@@ -40,24 +40,25 @@ TOY_PPO = {**TOY, "prompts_per_step": 64, "minibatch_size": 32, "entropy_coef": 
 DESK = {"prompts_per_step": 64, "minibatch_size": 64}
 PLAIN = {"aggregation": "token-mean"}
 CLIPPED = {"minibatch_size": 64, "epochs": 2, "clip": 0.2}
-DESK_CLIPPED = {"minibatch_size": 32, "epochs": 2, "clip": 0.2, "learning_rate": 3e-4}
+DESK_CLIPPED = {"minibatch_size": 32, "epochs": 2, "clip": 0.2, "learning_rate": falling(3e-4)}
 REINFORCE = "rlhf_plugin_reinforce.optimizer:Reinforce"
 GRPO = {"baseline": "group", "scale": "std", "aggregation": "seq-mean-token-mean"}
 DAPO = {"baseline": "group", "scale": "std", "aggregation": "token-mean", "clip_high": 0.28}
 
 # name -> class, config on the two toys, steps there, config on the desk, steps there
 LEARNERS: dict[str, tuple[str, dict[str, Any], int, dict[str, Any], int]] = {
-    "ppo": ("rlhf_plugin_ppo.optimizer:PPO", TOY_PPO, 60, {**DESK, "minibatch_size": 32, "learning_rate": 3e-4}, 60),
+    "ppo": ("rlhf_plugin_ppo.optimizer:PPO", TOY_PPO, 60,
+            {**DESK, "minibatch_size": 32, "learning_rate": falling(3e-4)}, 60),
     "ppo-max": ("rlhf_plugin_ppo.optimizer:PPO",
                 {**TOY_PPO, "advantage_clip": 2.0, "value_warmup": 2, "betas": (0.9, 0.95)}, 60,
-                {**DESK, "minibatch_size": 32, "learning_rate": 3e-4, "advantage_clip": 0.5, "value_warmup": 2,
+                {**DESK, "minibatch_size": 32, "learning_rate": falling(3e-4), "advantage_clip": 0.5, "value_warmup": 2,
                  "betas": (0.9, 0.95)}, 60),
     "reinforce": (REINFORCE, {**TOY, **PLAIN, "baseline": "moving-average"}, 100,
-                  {**DESK, "learning_rate": 1e-3, "baseline": "moving-average"}, 60),
+                  {**DESK, "learning_rate": falling(1e-3), "baseline": "moving-average"}, 60),
     "remax": (REINFORCE, {**TOY, **PLAIN, "baseline": "greedy", "entropy_coef": 0.03}, 120,
-              {**DESK, "learning_rate": 1e-3, "baseline": "greedy"}, 60),
+              {**DESK, "learning_rate": falling(1e-3), "baseline": "greedy"}, 60),
     "rloo": (REINFORCE, {**TOY_GROUP, **PLAIN, "baseline": "leave-one-out"}, 100,
-             {**GROUP, "learning_rate": 1e-3, "baseline": "leave-one-out"}, 60),
+             {**GROUP, "learning_rate": falling(1e-3), "baseline": "leave-one-out"}, 60),
     "grpo": (REINFORCE, {**TOY_GROUP, **CLIPPED, **GRPO}, 60, {**GROUP, **DESK_CLIPPED, **GRPO}, 60),
     "dr-grpo": (REINFORCE,
                 {**TOY_GROUP, **CLIPPED, "baseline": "group", "aggregation": "seq-mean-token-sum-norm",
@@ -68,7 +69,7 @@ LEARNERS: dict[str, tuple[str, dict[str, Any], int, dict[str, Any], int]] = {
     "reinforce++": (REINFORCE,
                     {**TOY, **CLIPPED, **PLAIN, "baseline": "batch", "learning_rate": falling(5e-3)}, 60,
                     {**DESK, **DESK_CLIPPED, **PLAIN, "baseline": "batch"}, 60),
-    "a2c": ("rlhf_plugin_a2c.optimizer:A2C", TOY, 100, {**DESK, "learning_rate": 1e-3}, 60),
+    "a2c": ("rlhf_plugin_a2c.optimizer:A2C", TOY, 100, {**DESK, "learning_rate": falling(1e-3)}, 60),
     "acer": ("rlhf_plugin_acer.optimizer:ACER",
              {"prompts_per_step": 32, "learning_rate": falling(6e-3), "entropy_coef": falling(0.04), "truncation": 3.0},
              60,

@@ -190,7 +190,7 @@ class Desk:
             begun = time.perf_counter()
             optimizer.step(data)
             seconds += time.perf_counter() - begun
-            seen = data.used * int(config.get("samples_per_prompt", 1))
+            seen = data.used * int(config.get("samples_per_prompt", 1)) * int(config.get("population", 1))
             if (step + 1) % (steps // 10) == 0:
                 curve.append((100 * (step + 1) // steps, self.measure()[0]))
         objective, gold, kl = self.measure()

@@ -259,9 +259,12 @@ def plot(task: str, found: dict[str, list[dict[str, Any]]], folder: Path) -> Non
         optimum = statistics.mean(run["optimum"] for run in next(iter(found.values())))
         axes.axhline(optimum, color="grey", linewidth=0.8, linestyle="--")
         axes.text(0, optimum, " optimum", va="bottom", color="grey", fontsize=8)
+        before = statistics.mean(run["before"] for run in next(iter(found.values())))
+        axes.set_ylim(before - 0.1, optimum + 0.03)  # ilql, which knows no KL, begins far below
     else:
         axes.axhline(0.9, color="grey", linewidth=0.8, linestyle="--")
         axes.set_xscale("symlog", linthresh=500)
+        axes.set_xlim(left=0)
     seeds = max(sum(bool(run["curve"]) for run in runs) for runs in found.values())
     axes.set_title(f"{task}: mean over {seeds} seeds")
     axes.legend(fontsize=7, ncols=2, frameon=False)

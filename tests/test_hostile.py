@@ -342,7 +342,7 @@ def test_tables_and_errors_make_nothing_of_planted_text(capsys: pytest.CaptureFi
     from rlhf_core.cli.tables import replay_table
 
     tell(DataError(EVIL, EVIL, EVIL, EVIL))
-    replay_table([{"response": MARKUP + ANSI, "loss": 1.0, "logprobs": None, "not_finite": []}])
+    replay_table([{"response": MARKUP + ANSI, "score": None, "loss": 1.0, "logprobs": None, "not_finite": []}])
     out, err = capsys.readouterr()
     harmless(err)
     assert "\x1b" not in out and "[red]r[/red]" in out
